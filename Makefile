@@ -1,0 +1,45 @@
+# `make demo` and `make test` do all their own set-up. Nothing else needs to be installed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CORES ?= all
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYTHONPATH := $(CURDIR)/src
+
+.PHONY: demo test lint format schema lock clean
+
+demo: $(VENV)/installed  ## both studies at demo scale: two PDFs in reports/demo/
+	snakemake --cores $(CORES)
+	@echo && ls -l reports/demo/*.pdf && echo "Start with reports/demo/index.html"
+
+test: $(VENV)/installed  ## the test suite
+	pytest
+
+lint: $(VENV)/installed  ## style of Python and Snakemake files
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile workflow
+	snakemake --lint
+
+format: $(VENV)/installed
+	ruff check --fix .
+	ruff format .
+	snakefmt Snakefile workflow
+
+schema: $(VENV)/installed  ## workflow/schemas from the models
+	python -m peregrine schema > workflow/schemas/config.schema.json
+
+lock:  ## requirements.lock and the conda environments from pyproject.toml; needs uv
+	$(PYTHON) tools/lock.py
+
+clean:  ## everything that make or snakemake wrote, data and trained runs included
+	rm -rf $(VENV) results reports/demo .snakemake .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The lock is complete, so pip needs no resolver; the marker is written last, after a whole install.
+$(VENV)/installed: requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
+	  sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v}: make PYTHON=...")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	@touch $@

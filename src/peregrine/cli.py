@@ -1,0 +1,210 @@
+"""`python -m peregrine STEP`: every rule of the workflow, also by hand.
+
+Each command imports what it needs when it runs, so that planning and reporting never load torch.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from peregrine.errors import UserError
+
+app = typer.Typer(
+    help="Rerun FALCON / CPLearn and Feature Augmentation, step by step.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+INTERRUPTED = 75
+"""Exit code of a run that was asked to stop: try again, it goes on (EX_TEMPFAIL)."""
+
+Configuration = Annotated[Path, typer.Option("--config", help="The configuration folder.")]
+ScaleName = Annotated[str | None, typer.Option("--scale", help="Instead of config.yaml's scale.")]
+RunId = Annotated[str, typer.Option("--run", help="Run id, a folder of results/runs.")]
+Seeds = Annotated[list[int], typer.Option("--seed", help="Repeat for several seeds.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+@app.command()
+def prepare(dataset: str, config: Configuration = Path("config")) -> None:
+    """Bring a data set into one verified uint8 file."""
+    from peregrine.config.load import load_config
+    from peregrine.data.prepare import prepare as step
+
+    print(step(dataset, Path(load_config(config).results) / "data"))
+
+
+@app.command()
+def pretrain(
+    run: RunId,
+    seed: Seeds,
+    config: Configuration = Path("config"),
+    scale: ScaleName = None,
+    device: Device = "auto",
+) -> None:
+    """Train a run, one seed after the other; a stopped one goes on where it was."""
+    from peregrine.config.load import load
+    from peregrine.data.prepare import load as load_data
+    from peregrine.pretrain.device import pick_device, set_threads
+    from peregrine.pretrain.loop import Interrupted
+    from peregrine.pretrain.loop import pretrain as step
+
+    project = load(config, scale=scale)
+    chosen = project.run(run)
+    results = Path(project.config.results)
+    set_threads(project.scale.training_threads)
+    data = load_data(results / "data" / f"{chosen.dataset.name}.safetensors")
+    for each in seed:
+        try:
+            outcome = step(chosen, each, data, seed_folder(results, run, each), pick_device(device))
+        except Interrupted as reason:
+            print(f"run {run}, seed {each}: {reason}", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+        print(f"run {run}, seed {each}: {outcome['status']} at epoch {outcome['epoch']}")
+
+
+@app.command()
+def extract(
+    run: RunId,
+    seed: Seeds,
+    config: Configuration = Path("config"),
+    scale: ScaleName = None,
+    device: Device = "auto",
+) -> None:
+    """Compute the frozen features of trained runs; their checkpoints are then removed."""
+    from peregrine.config.load import load
+    from peregrine.data.prepare import load as load_data
+    from peregrine.evaluation.features import extract as step
+    from peregrine.evaluation.features import forget_checkpoint
+    from peregrine.pretrain.device import pick_device, set_threads
+
+    project = load(config, scale=scale)
+    results = Path(project.config.results)
+    set_threads(project.scale.training_threads)
+    data = load_data(results / "data" / f"{project.run(run).dataset.name}.safetensors")
+    folders = [seed_folder(results, run, each) for each in seed]
+    for folder in folders:
+        step(folder, data, pick_device(device), project.protocol.embedding_sample)
+    for folder in folders:
+        forget_checkpoint(folder)
+
+
+@app.command()
+def evaluate(
+    run: RunId,
+    seed: Seeds,
+    reading: str = "corrected",
+    config: Configuration = Path("config"),
+    scale: ScaleName = None,
+) -> None:
+    """Linear probe, kNN and clustering on frozen features."""
+    from peregrine.config.load import load
+    from peregrine.evaluation.evaluate import evaluate as step
+
+    project = load(config, scale=scale)
+    for each in seed:
+        folder = seed_folder(Path(project.config.results), run, each)
+        step(folder, reading, project.scale.protocol, project.protocol)
+
+
+@app.command()
+def diagnose(
+    run: RunId,
+    seed: Seeds,
+    reading: str = "corrected",
+    config: Configuration = Path("config"),
+    scale: ScaleName = None,
+) -> None:
+    """Collapse diagnostics on frozen features."""
+    from peregrine.config.load import load
+    from peregrine.diagnostics.diagnose import diagnose as step
+
+    project = load(config, scale=scale)
+    for each in seed:
+        folder = seed_folder(Path(project.config.results), run, each)
+        step(folder, reading, project.scale.protocol)
+
+
+@app.command()
+def collect(
+    study: str, config: Configuration = Path("config"), scale: ScaleName = None
+) -> None:
+    """Gather whatever is finished into metrics, tables, figures and claims."""
+    from peregrine.config.load import load
+    from peregrine.reporting.collect import collect as step
+    from peregrine.reporting.figures import draw_figures
+
+    project = load(config, scale=scale)
+    results = Path(project.config.results)
+    step(project, project.study(study), results)
+    draw_figures(project, project.study(study), results)
+
+
+@app.command()
+def report(study: str, config: Configuration = Path("config"), scale: ScaleName = None) -> None:
+    """Executed notebook, HTML and PDF of a study."""
+    from peregrine.config.load import load
+    from peregrine.reporting.report import report as step
+
+    project = load(config, scale=scale)
+    folders = Path(project.config.results), Path(project.config.reports)
+    step(project, project.study(study), *folders)
+
+
+@app.command()
+def index(config: Configuration = Path("config"), scale: ScaleName = None) -> None:
+    """The page that links the reports of a scale."""
+    from peregrine.config.load import load
+    from peregrine.reporting.report import index as step
+
+    project = load(config, scale=scale)
+    step(project, Path(project.config.results), Path(project.config.reports))
+
+
+@app.command()
+def gate(
+    runs: Annotated[list[Path], typer.Argument(help="runs.csv of every study.")],
+    output: Annotated[Path, typer.Option(help="Written only when every run finished.")],
+) -> None:
+    """Fail, with the list, if any run of the studies did not finish as it should."""
+    import csv
+
+    from peregrine.files import write_text
+
+    rows = [row for path in runs for row in csv.DictReader(path.open(encoding="utf-8"))]
+    failed = [row for row in rows if row["status"] != "finished"]
+    for row in failed:
+        print(f"{row['label']} (run {row['run']}, seed {row['seed']}): {row['status']}")
+    if failed:
+        raise typer.Exit(1)
+    write_text(output, f"{len(rows)} of {len(rows)} runs finished\n")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of config.yaml (workflow/schemas/config.schema.json)."""
+    import json
+
+    from peregrine.config.load import schema as generate
+
+    print(json.dumps(generate(), indent=2))
+
+
+def seed_folder(results: Path, run: str, seed: int) -> Path:
+    return results / "runs" / run / f"seed-{seed}"
+
+
+def main() -> None:
+    """Entry point: a user's error is one line on stderr and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        print(f"peregrine: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        os._exit(1)

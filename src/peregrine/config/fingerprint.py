@@ -1,0 +1,122 @@
+"""Code fingerprint of a step for one run: what has to change for its results to be stale.
+
+Snakemake does not see modules that a command imports, so every rule passes this digest as a
+parameter. It covers the syntax trees of the step's module and of everything of peregrine that it
+imports, plus the module of the run's method, which the registry only names. Comments, docstrings
+and formatting do not count. Left out: the command line, the configuration (its values are in the
+run's own hash), the registry and package files, so one new method reruns nothing else.
+
+The serialisation is our own because `ast.dump` differs between Python versions.
+"""
+
+import ast
+import hashlib
+from functools import cache
+from pathlib import Path
+
+from peregrine.config.options import method_target
+
+SOURCE = Path(__file__).parents[2]
+LEFT_OUT = ("peregrine.cli", "peregrine.config", "peregrine.methods.registry")
+STEPS = {
+    "prepare": ("peregrine.data.prepare",),
+    "pretrain": ("peregrine.pretrain.loop",),
+    "extract": ("peregrine.evaluation.features",),
+    "evaluate": ("peregrine.evaluation.evaluate",),
+    "diagnose": ("peregrine.diagnostics.diagnose",),
+    "collect": ("peregrine.reporting.collect",),
+    "report": ("peregrine.reporting.report",),
+}
+
+
+def fingerprint(step: str, method: str | None = None, files: tuple[Path, ...] = ()) -> str:
+    """Hex digest of the code that a step runs for a method, and of `files` (templates) as bytes."""
+    modules = STEPS[step] + ((method_target(method)[0],) if method else ())
+    digest = hashlib.sha256()
+    for module in sorted(closure(modules)):
+        digest.update(f"{module} {module_digest(module)}\n".encode())
+    for path in sorted(files):
+        digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def parts(step: str, method: str | None = None) -> dict[str, str]:
+    """Digest per module, to say which ones differ from those of an older result."""
+    modules = STEPS[step] + ((method_target(method)[0],) if method else ())
+    return {module: module_digest(module) for module in sorted(closure(modules))}
+
+
+def closure(modules: tuple[str, ...]) -> set[str]:
+    """The modules of peregrine reached from `modules` by import statements, wherever they stand."""
+    found: set[str] = set()
+    todo = list(modules)
+    while todo:
+        module = todo.pop()
+        if module not in found:
+            found.add(module)
+            todo += imports(module)
+    return found
+
+
+@cache
+def imports(module: str) -> tuple[str, ...]:
+    names = []
+    for node in ast.walk(_tree(module)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return tuple(sorted({name for name in names if _counts(name)}))
+
+
+def _counts(name: str) -> bool:
+    left_out = any(name == out or name.startswith(out + ".") for out in LEFT_OUT)
+    return name.startswith("peregrine.") and not left_out and _path(name).is_file()
+
+
+def _path(module: str) -> Path:
+    return SOURCE.joinpath(*module.split(".")).with_suffix(".py")
+
+
+@cache
+def _tree(module: str) -> ast.Module:
+    return ast.parse(_path(module).read_text(encoding="utf-8"))
+
+
+@cache
+def module_digest(module: str) -> str:
+    return hashlib.sha256(serialise(_tree(module)).encode()).hexdigest()[:16]
+
+
+def serialise(node: object) -> str:
+    """Text of a syntax tree: node types and non-empty fields, without docstrings and contexts."""
+    if isinstance(node, ast.expr_context):
+        return ""
+    if isinstance(node, ast.AST):
+        fields = []
+        for name in sorted(node._fields):
+            value = getattr(node, name, None)
+            if name == "body" and isinstance(value, list):
+                value = _without_docstring(node, value)
+            text = serialise(value)
+            if text:
+                fields.append(f"{name}={text}")
+        return f"{type(node).__name__}({','.join(fields)})"
+    if isinstance(node, list):
+        return f"[{','.join(serialise(item) for item in node)}]" if node else ""
+    if node is None:
+        return ""
+    return repr(node)
+
+
+def _without_docstring(node: ast.AST, body: list) -> list:
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    first = body[0] if body else None
+    if (
+        isinstance(node, documented)
+        and isinstance(first, ast.Expr)
+        and isinstance(first.value, ast.Constant)
+        and isinstance(first.value.value, str)
+    ):
+        return body[1:]
+    return body

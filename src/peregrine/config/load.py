@@ -1,0 +1,254 @@
+"""From YAML files to resolved runs: study, then scale, then nothing else.
+
+A study is written once, for paper scale; a scale only lays values over it. Later wins:
+study defaults < study row < scale.run < scale.studies[study].run < scale.studies[study].row[row].
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from peregrine.config.identity import run_id
+from peregrine.config.models import Config, Model, Protocol, Run, Scale, Study, StudyOverlay
+from peregrine.config.options import method_options
+from peregrine.errors import UserError
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which also refuses a key that stands twice."""
+
+
+def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    twice = {key for key in keys if keys.count(key) > 1}
+    if twice:
+        raise UserError(f"line {node.start_mark.line + 1}: key '{twice.pop()}' stands twice")
+    return dict(zip(keys, [loader.construct_object(v, deep=True) for _, v in node.value]))
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def read_yaml(path: Path) -> dict:
+    """A YAML mapping, by the safe loader.
+
+    Raises:
+        UserError: missing, unreadable, not YAML, not a mapping, or with a key twice.
+    """
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        near = sorted(p.stem for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise UserError(f"{path} does not exist; there are: {', '.join(near) or 'none'}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{path}: {line}{problem}") from None
+    except (UserError, ValueError, RecursionError, TypeError) as error:
+        raise UserError(f"{path}: {error}") from None
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise UserError(f"{path}: expected a mapping of names to values at the top")
+    return data
+
+
+def validate(model: type[M], data: Mapping[str, Any], where: str) -> M:
+    """Checked model; the first problem becomes one line that names place, key and remedy."""
+    try:
+        return model(**data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "(top)"
+        if first["type"] == "extra_forbidden":
+            names = _fields_at(model, first["loc"][:-1])
+            close = difflib.get_close_matches(str(first["loc"][-1]), names, 1, 0.5)
+            hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}"
+            raise UserError(f"{where}: unknown key '{key}'; {hint}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{where}: {key}: {message[0].lower()}{message[1:]}") from None
+
+
+def _fields_at(model: type[BaseModel], path: tuple) -> list[str]:
+    """Field names of the model that stands at `path` (through tuples and dicts of models)."""
+    for part in path:
+        if not isinstance(part, str) or part not in model.model_fields:
+            continue
+        stack = [model.model_fields[part].annotation]
+        while stack:
+            kind = stack.pop()
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                model = kind
+                break
+            stack.extend(getattr(kind, "__args__", ()))
+    return sorted(model.model_fields)
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings merged key by key, later wins; a method with another name starts afresh."""
+    out: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            old = out.get(key)
+            if isinstance(value, Mapping) and isinstance(old, Mapping):
+                renamed = "name" in value and value["name"] != old.get("name")
+                out[key] = merge(value) if renamed else merge(old, value)
+            else:
+                out[key] = merge(value) if isinstance(value, Mapping) else value
+    return out
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A row of a study at a scale: the run behind it and what it is called."""
+
+    study: str
+    row: str
+    label: str
+    run: Run
+    id: str
+
+
+@dataclass(frozen=True)
+class Project:
+    """Everything that the configuration says: one scale, its studies, and their runs."""
+
+    config: Config
+    scale: Scale
+    protocol: Protocol
+    studies: dict[str, Study]
+    cells: tuple[Cell, ...]
+
+    def runs(self) -> dict[str, Run]:
+        """All runs by id; a run that several rows share stands once."""
+        return {cell.id: cell.run for cell in self.cells}
+
+    def run(self, run_id: str) -> Run:
+        """The run of an id.
+
+        Raises:
+            UserError: no row of this scale has it.
+        """
+        runs = self.runs()
+        if run_id not in runs:
+            raise UserError(
+                f"run '{run_id}' is none of the {len(runs)} runs of scale {self.scale.name}"
+            )
+        return runs[run_id]
+
+    def study(self, name: str) -> Study:
+        """A configured study by name."""
+        if name not in self.studies:
+            raise UserError(f"study '{name}' is not in config.yaml: {', '.join(self.studies)}")
+        return self.studies[name]
+
+    def of(self, study: str) -> dict[str, Cell]:
+        """The rows of a study that are run at this scale, in the study's order."""
+        return {cell.row: cell for cell in self.cells if cell.study == study}
+
+
+def load_config(folder: Path = Path("config"), **overrides: Any) -> Config:
+    """config.yaml with values given on the command line laid over it."""
+    given = {key: value for key, value in overrides.items() if value is not None}
+    path = folder / "config.yaml"
+    return validate(Config, read_yaml(path) | given, str(path))
+
+
+def load(folder: Path = Path("config"), **overrides: Any) -> Project:
+    """Read config.yaml, the scale, the studies and the protocols, and resolve every run.
+
+    Args:
+        folder: the configuration folder.
+        overrides: values of config.yaml given on the command line; None counts as not given.
+    """
+    config = load_config(folder, **overrides)
+    scale_path = folder / "scales" / f"{config.scale}.yaml"
+    scale = validate(Scale, read_yaml(scale_path), str(scale_path))
+    presets = read_yaml(folder / "presets.yaml")
+    protocols = read_yaml(folder / "protocols.yaml")
+    if scale.protocol not in protocols:
+        raise UserError(f"{scale_path}: protocol '{scale.protocol}' is not in protocols.yaml")
+    protocol = validate(Protocol, protocols[scale.protocol], f"protocols.yaml: {scale.protocol}")
+    studies: dict[str, Study] = {}
+    cells: list[Cell] = []
+    for name in config.studies:
+        study_path = folder / "studies" / f"{name}.yaml"
+        studies[name] = validate(Study, read_yaml(study_path), str(study_path))
+        cells += resolve(studies[name], scale, presets)
+    return Project(config, scale, protocol, studies, tuple(cells))
+
+
+def resolve(study: Study, scale: Scale, presets: Mapping[str, Any]) -> list[Cell]:
+    """The runs of a study at a scale, each fully spelled out and checked.
+
+    Raises:
+        UserError: a row that does not exist, or a run that does not validate.
+    """
+    overlay = scale.studies.get(study.name, StudyOverlay())
+    known = {name for name, row in study.rows.items() if not row.only or scale.name in row.only}
+    wanted = overlay.rows or tuple(name for name in study.rows if name in known)
+    for row in (*wanted, *overlay.row):
+        if row not in known:
+            raise UserError(
+                f"scale {scale.name}: study {study.name} has no row '{row}' here;"
+                f" it has {', '.join(sorted(known))}"
+            )
+    cells = []
+    for name in study.rows:
+        if name not in wanted:
+            continue
+        row = study.rows[name]
+        layers = (study.defaults, row.run, scale.run, overlay.run, overlay.row.get(name, {}))
+        where = f"study {study.name}, row {name}"
+        run = build_run([_expand(layer, presets, where) for layer in layers], where)
+        cells.append(Cell(study.name, name, row.label, run, run_id(run)))
+    return cells
+
+
+def build_run(layers: list[Mapping[str, Any]], where: str) -> Run:
+    """One run from layers of plain values, method options checked and filled in."""
+    data = merge(*layers)
+    method = dict(data.get("method") or {})
+    name = method.pop("name", None)
+    if not isinstance(name, str):
+        raise UserError(f"{where}: method.name is missing")
+    options = validate(method_options(name), method, f"{where}: method {name}")
+    data["method"] = {"name": name, **options.model_dump(mode="json")}
+    return validate(Run, data, where)
+
+
+def _expand(layer: Mapping[str, Any], presets: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Replace `views: NAME` and `method.preset: NAME` by what config/presets.yaml says."""
+    out = dict(layer)
+    if isinstance(out.get("views"), str):
+        out["views"] = _preset(presets, "views", out["views"], where)
+    method = out.get("method")
+    if isinstance(method, Mapping) and "preset" in method:
+        rest = {key: value for key, value in method.items() if key != "preset"}
+        out["method"] = merge(_preset(presets, "methods", method["preset"], where), rest)
+    return out
+
+
+def _preset(presets: Mapping[str, Any], kind: str, name: str, where: str) -> Any:
+    table = presets.get(kind, {})
+    if name not in table:
+        close = difflib.get_close_matches(str(name), list(table), 1, 0.5)
+        hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(table)}"
+        raise UserError(f"{where}: {kind} preset '{name}' is not in presets.yaml; {hint}")
+    return table[name]
+
+
+def schema() -> dict:
+    """JSON schema of config.yaml for Snakemake, generated from the models."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+
+
+__all__ = ["Cell", "Model", "Project", "load", "merge", "read_yaml", "resolve", "schema"]

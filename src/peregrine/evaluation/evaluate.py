@@ -1,0 +1,73 @@
+"""Frozen features -> linear, kNN and clustering results of one protocol, as JSON files."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from peregrine.config.models import Protocol
+from peregrine.evaluation.clustering import cluster_scores, kmeans_clusters
+from peregrine.evaluation.knn import knn_classify
+from peregrine.evaluation.linear import few_label_probe, linear_probe
+from peregrine.files import read_tensors, write_json
+
+
+def evaluate(folder: Path, reading: str, name: str, protocol: Protocol) -> None:
+    """Write {reading}/{linear,knn,clustering}-{name}.json of a seed folder.
+
+    A run that ended in NaN has no features; its files say so and hold no number.
+    """
+    arrays, facts = read_tensors(folder / reading / "features.safetensors")
+    facts = {key: facts[key] for key in ("run", "seed", "status", "data")} | {"protocol": name}
+    results: dict[str, dict] = {"linear": {}, "knn": {}, "clustering": {}}
+    if facts["status"] != "nan":
+        results["linear"] = _linear(arrays, protocol)
+        results["knn"] = knn_classify(
+            *_splits(arrays), k=protocol.knn_k, temperature=protocol.knn_temperature
+        )
+        results["clustering"] = _clustering(arrays, protocol)
+    for kind, result in results.items():
+        write_json(folder / reading / f"{kind}-{name}.json", {**facts, **result})
+
+
+def _splits(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+    keys = ("train_features", "train_labels", "test_features", "test_labels")
+    return tuple(arrays[key] for key in keys)
+
+
+def _linear(arrays: dict[str, np.ndarray], protocol: Protocol) -> dict:
+    common = {
+        "c_grid": protocol.linear_c_grid,
+        "split_seed": protocol.split_seed,
+        "max_iter": protocol.linear_max_iter,
+    }
+    few = {
+        "labels_per_class": protocol.few_labels_per_class,
+        "draws": protocol.few_label_draws,
+    }
+    with warnings.catch_warnings():
+        # Constant columns of a collapsed net; the results carry a flag for convergence.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return {
+            "all": linear_probe(
+                *_splits(arrays), validation_share=protocol.linear_validation_share, **common
+            ),
+            "few": few_label_probe(*_splits(arrays), **few, **common),
+        }
+
+
+def _clustering(arrays: dict[str, np.ndarray], protocol: Protocol) -> dict:
+    """Test set: k-means on features for every method, the codes where the method has scores."""
+    labels = arrays["test_labels"]
+    knobs = {"permutations": protocol.chance_permutations, "seed": protocol.split_seed}
+    clusters = kmeans_clusters(
+        arrays["test_features"],
+        k=len(np.unique(arrays["train_labels"])),
+        restarts=protocol.kmeans_restarts,
+        seed=protocol.split_seed,
+    )
+    codes = arrays.get("test_codes")
+    return {
+        "kmeans": cluster_scores(labels, clusters, **knobs),
+        "codes": None if codes is None else cluster_scores(labels, codes, **knobs),
+    }

@@ -1,0 +1,244 @@
+"""Linear probes on frozen features: all labels, and few labels. Numpy and scikit-learn only.
+
+Nothing is chosen with the test set: the regularisation C comes from a split of the training set
+(all labels) or from cross-validation inside the labelled subset (few labels), where no other label
+is touched. C is scikit-learn's: the inverse of the L2 penalty on a *sum* over samples.
+"""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
+
+from peregrine.diagnostics.collapse import FLOAT32_STEP, finite_matrix, label_vector
+
+TOLERANCE = 1e-5
+"""Largest gradient component of the mean loss at which lbfgs stops. At scikit-learn's 1e-4 the weak
+end of a C grid is stopped early: there the optimiser, not C, sets the strength, and a warm start
+gives other probabilities than a cold one."""
+
+MAX_FOLDS = 5
+
+
+def _data(
+    train_x: ArrayLike, train_y: ArrayLike, test_x: ArrayLike, test_y: ArrayLike
+) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray]:
+    """Checked arrays (features float64, labels as indices into the classes), and the classes."""
+    train_x = finite_matrix(train_x, "train features")
+    test_x = finite_matrix(test_x, "test features")
+    if train_x.shape[1] != test_x.shape[1]:
+        raise ValueError(
+            f"test features: {test_x.shape[1]} columns, but {train_x.shape[1]} in training"
+        )
+    train_y = label_vector(train_y, "train labels", len(train_x))
+    test_y = label_vector(test_y, "test labels", len(test_x))
+    classes, train_index = np.unique(train_y, return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(f"train labels: at least 2 classes are needed, got only {classes[0]}")
+    unknown = np.setdiff1d(test_y, classes)
+    if unknown.size:
+        raise ValueError(f"test labels: class {unknown[0]} does not occur in the training labels")
+    return train_x, train_index, test_x, np.searchsorted(classes, test_y), classes
+
+
+def _standardised(train_x: NDArray, test_x: NDArray) -> tuple[NDArray, NDArray]:
+    """Both matrices by mean and standard deviation of `train_x`; a constant column becomes 0.
+
+    Constant means: no more spread than float32 rounding, which would be blown up to unit variance.
+    """
+    mean, sd = train_x.mean(axis=0), train_x.std(axis=0)
+    varies = sd > FLOAT32_STEP * np.abs(train_x).max(axis=0)
+    scale = np.where(varies, 1.0 / np.where(varies, sd, 1.0), 0.0)
+    return (train_x - mean) * scale, (test_x - mean) * scale
+
+
+def _grid(c_grid: Sequence[float]) -> list[float]:
+    grid = sorted({float(c) for c in c_grid})
+    if not grid or not np.isfinite(grid).all() or grid[0] <= 0:
+        raise ValueError(f"c_grid: expected positive finite numbers, got {list(c_grid)}")
+    return grid
+
+
+def _fit(model: LogisticRegression, x: NDArray, y: NDArray) -> bool:
+    """Fits in place; whether lbfgs converged. Its warning becomes the flag; others pass through."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        model.fit(x, y)
+    others = [w for w in caught if not issubclass(w.category, ConvergenceWarning)]
+    for w in others:
+        warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+    return len(others) == len(caught)
+
+
+def _path(
+    fit_x: NDArray,
+    fit_y: NDArray,
+    held_x: NDArray,
+    held_y: NDArray,
+    grid: list[float],
+    max_iter: int,
+) -> tuple[NDArray, bool]:
+    """Held-out hits for every C of the ascending `grid`, and whether every fit converged.
+
+    From strong to weak regularisation, each fit starting from the one before: the objective is
+    strictly convex, so the start only saves iterations.
+    """
+    model = LogisticRegression(tol=TOLERANCE, max_iter=max_iter, warm_start=True)
+    hits, converged = [], True
+    for c in grid:
+        converged &= _fit(model.set_params(C=c), fit_x, fit_y)
+        hits.append(np.count_nonzero(model.predict(held_x) == held_y))
+    return np.array(hits), converged
+
+
+def _edge(chosen: int, grid: list[float]) -> int:
+    """-1 at the smallest C of the grid, 1 at the largest, 0 inside it or if it has one value."""
+    return int(chosen == len(grid) - 1) - int(chosen == 0)
+
+
+def linear_probe(
+    train_x: ArrayLike,
+    train_y: ArrayLike,
+    test_x: ArrayLike,
+    test_y: ArrayLike,
+    *,
+    c_grid: Sequence[float],
+    validation_share: float,
+    split_seed: int,
+    max_iter: int,
+) -> dict[str, float | int | list]:
+    """Offline linear evaluation: multinomial logistic regression on standardised frozen features.
+
+    train_x [n, f], test_x [m, f]: features; train_y [n], test_y [m]: integers. Standardised by the
+    training mean and standard deviation. C: the best accuracy on a stratified share of the training
+    set, the smaller C on a tie; then one fit from zero on all of it, which anyone can repeat with
+    `LogisticRegression(C=c, tol=TOLERANCE)`. Of two classes the model is the binomial one.
+
+    Returns "top1" and, above 5 classes, "top5" (shares of the test set), "standard_error"
+    (binomial, of top1), "c", "c_at_edge" (-1 smallest of the grid, 1 largest, else 0), "c_grid"
+    with "validation_top1" (lists), "converged" (the last fit), "converged_path" (all fits that C
+    was chosen from), "n_train", "n_validation", "n_test", "classes".
+    Raises ValueError on non-finite features, shapes that disagree, a class too rare to be split.
+    """
+    train_x, train_y, test_x, test_y, classes = _data(train_x, train_y, test_x, test_y)
+    train_x, test_x = _standardised(train_x, test_x)
+    grid = _grid(c_grid)
+
+    fit, held = train_test_split(
+        np.arange(len(train_y)),
+        test_size=validation_share,
+        stratify=train_y,
+        random_state=split_seed,
+    )
+    hits, converged_path = _path(
+        train_x[fit], train_y[fit], train_x[held], train_y[held], grid, max_iter
+    )
+    chosen = int(np.argmax(hits))  # the first of equals: the smaller C
+
+    model = LogisticRegression(C=grid[chosen], tol=TOLERANCE, max_iter=max_iter)
+    converged = _fit(model, train_x, train_y)
+    top1 = float(np.mean(model.predict(test_x) == test_y))
+    result = {
+        "top1": top1,
+        "standard_error": float(np.sqrt(top1 * (1.0 - top1) / len(test_y))),
+        "c": grid[chosen],
+        "c_at_edge": _edge(chosen, grid),
+        "c_grid": grid,
+        "validation_top1": (hits / len(held)).tolist(),
+        "converged": converged,
+        "converged_path": converged_path,
+        "n_train": len(train_y),
+        "n_validation": len(held),
+        "n_test": len(test_y),
+        "classes": len(classes),
+    }
+    if len(classes) > 5:
+        order = np.argsort(-model.decision_function(test_x), axis=1, kind="stable")[:, :5]
+        result["top5"] = float(np.mean((order == test_y[:, None]).any(axis=1)))
+    return result
+
+
+def few_label_probe(
+    train_x: ArrayLike,
+    train_y: ArrayLike,
+    test_x: ArrayLike,
+    test_y: ArrayLike,
+    *,
+    labels_per_class: int,
+    draws: int,
+    c_grid: Sequence[float],
+    split_seed: int,
+    max_iter: int,
+) -> dict[str, float | int | list]:
+    """Linear evaluation with `labels_per_class` labels of each class, over `draws` random subsets.
+
+    Arrays as in `linear_probe`; standardised by all training features, whose labels stay unused.
+    Draw i is made by the generator of (split_seed, i) alone, and contains the same draw with fewer
+    labels per class. C: stratified cross-validation inside the subset, min(labels_per_class, 5)
+    folds, accuracy over all held-out samples, the smaller C on a tie; with one label per class
+    there is nothing to validate on, and C is the middle of the grid (the lower of two middles).
+
+    Returns "top1" (mean over draws), "top1_sd" (over draws, divisor draws - 1; absent for a single
+    draw), "top1_draws", "c_draws", "c_at_edge_draws" (lists; -1, 0, 1 as in `linear_probe`),
+    "converged" (every last fit), "converged_path" (every fit that C was chosen from),
+    "labels_per_class", "draws", "folds" (0 without validation), "n_train" (labels used by a draw),
+    "n_pool" (training samples), "n_test", "classes".
+    Raises ValueError on non-finite features, shapes that disagree, a class with too few examples.
+    """
+    train_x, train_y, test_x, test_y, classes = _data(train_x, train_y, test_x, test_y)
+    grid = _grid(c_grid)
+    if labels_per_class < 1 or draws < 1:
+        raise ValueError(
+            f"labels_per_class and draws: at least 1 each, got {labels_per_class} and {draws}"
+        )
+    sizes = np.bincount(train_y)
+    if sizes.min() < labels_per_class:
+        raise ValueError(
+            f"train labels: {labels_per_class} labels per class asked for, but class "
+            f"{classes[sizes.argmin()]} has {sizes.min()} examples"
+        )
+    train_x, test_x = _standardised(train_x, test_x)
+    members = [np.flatnonzero(train_y == label) for label in range(len(classes))]
+
+    folds = min(labels_per_class, MAX_FOLDS) if labels_per_class > 1 else 0
+    # The position within the class decides the fold; the draw has put each class in random order.
+    fold = np.tile(np.arange(labels_per_class), len(classes)) % max(folds, 1)
+    top1, chosen_draws, converged, converged_path = [], [], True, True
+    for draw in range(draws):
+        generator = np.random.default_rng([split_seed, draw])
+        subset = np.concatenate([generator.permutation(m)[:labels_per_class] for m in members])
+        x, y = train_x[subset], train_y[subset]
+        chosen = (len(grid) - 1) // 2
+        if folds:
+            hits = np.zeros(len(grid), dtype=np.int64)
+            for held in (fold == f for f in range(folds)):
+                new, ok = _path(x[~held], y[~held], x[held], y[held], grid, max_iter)
+                hits, converged_path = hits + new, converged_path and ok
+            chosen = int(np.argmax(hits))
+        model = LogisticRegression(C=grid[chosen], tol=TOLERANCE, max_iter=max_iter)
+        converged &= _fit(model, x, y)
+        top1.append(float(np.mean(model.predict(test_x) == test_y)))
+        chosen_draws.append(chosen)
+
+    result = {
+        "top1": float(np.mean(top1)),
+        "top1_draws": top1,
+        "c_draws": [grid[chosen] for chosen in chosen_draws],
+        "c_at_edge_draws": [_edge(chosen, grid) if folds else 0 for chosen in chosen_draws],
+        "converged": converged,
+        "converged_path": converged_path,
+        "labels_per_class": int(labels_per_class),
+        "draws": int(draws),
+        "folds": folds,
+        "n_train": labels_per_class * len(classes),
+        "n_pool": len(train_y),
+        "n_test": len(test_y),
+        "classes": len(classes),
+    }
+    if draws > 1:
+        result["top1_sd"] = float(np.std(top1, ddof=1))
+    return result

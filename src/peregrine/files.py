@@ -1,0 +1,147 @@
+"""Files that are whole or absent, and verified when they are read. No torch, no pickle.
+
+Symptom this prevents: a run killed while it writes leaves half a file that a later step takes for
+a result. Cause: `open(path, "w")` truncates first. Protocol: write a temporary file in the same
+folder, fsync it, rename it over the old one, fsync the folder. After a kill there is the old file
+or the new one, and at worst a leftover `.tmp-*` that the next write of the same name replaces.
+
+Tensor files carry a SHA-256 of their own contents in their header, JSON files one of their
+canonical form, and a folder of results names the sums of its files in its JSON record.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as save_safetensors
+
+from peregrine.errors import UserError
+
+CHECKSUM = "checksum"
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` at once; the folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".tmp-{path.name}"
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode("utf-8"))
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Sorted, indented JSON with a checksum of its canonical form; NaN is refused."""
+    body = {key: value for key, value in data.items() if key != CHECKSUM}
+    body[CHECKSUM] = _json_sum(body)
+    write_text(path, json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping that `write_json` wrote, without its checksum.
+
+    Raises:
+        UserError: missing, not JSON, or changed since it was written.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        checksum = data.pop(CHECKSUM)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run the step that writes it") from None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        raise UserError(f"{path} is damaged; delete it and rerun the step that writes it") from None
+    if checksum != _json_sum(data):
+        raise UserError(f"{path} was changed after it was written; delete it and rerun its step")
+    return data
+
+
+def _json_sum(data: Mapping[str, Any]) -> str:
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], **metadata: str) -> None:
+    """Arrays as safetensors with `metadata`, and a digest of both in the header."""
+    # Not ascontiguousarray, which turns a scalar into a vector.
+    arrays = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}
+    digest = tensor_digest(arrays, metadata)
+    write_bytes(path, save_safetensors(arrays, metadata={**metadata, CHECKSUM: digest}))
+
+
+def read_tensors(
+    path: Path, names: Iterable[str] | None = None, *, verify: bool = True
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """(arrays, metadata) of a file that `write_tensors` wrote.
+
+    Args:
+        path: the file.
+        names: which arrays to return; all when None.
+        verify: recompute the digest; it always covers the whole file.
+
+    Raises:
+        UserError: missing, truncated, or its digest does not fit.
+    """
+    try:
+        with safe_open(path, framework="np") as stream:
+            metadata = dict(stream.metadata() or {})
+            present = list(stream.keys())
+            wanted = present if verify or names is None else list(names)
+            arrays = {name: stream.get_tensor(name) for name in wanted}
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run the step that writes it") from None
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and rerun its step") from None
+    digest = metadata.pop(CHECKSUM, None)
+    if verify and digest != tensor_digest(arrays, metadata):
+        raise UserError(f"{path} fails its checksum; delete it and rerun the step that writes it")
+    if names is not None:
+        missing = [name for name in names if name not in arrays]
+        if missing:
+            raise UserError(f"{path} has no '{missing[0]}'; delete it and rerun its step")
+        arrays = {name: arrays[name] for name in names}
+    return arrays, metadata
+
+
+def tensor_digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    """SHA-256 over names, types, shapes and bytes of arrays, and over the metadata."""
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name], order="C")
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Rows as CSV; floats in their shortest exact form, so equal numbers give equal bytes."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_text(path, buffer.getvalue())

@@ -1,0 +1,41 @@
+"""From a run to its network, and from saved weights back to it."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from peregrine.config.models import Run
+from peregrine.config.options import method_class, method_options
+from peregrine.methods.base import Method, Setting
+from peregrine.nets.backbones import build_backbone
+from peregrine.streams import seeded_init
+
+
+def build_method(run: Run, seed: int, *, channels: int, train_images: int) -> Method:
+    """The untrained network of a run; equal backbones and seeds start from equal weights."""
+    options = {key: value for key, value in run.method.items() if key != "name"}
+    setting = Setting(batch_size=run.batch_size, train_images=train_images, seed=seed)
+    with seeded_init(seed, "init/backbone"):
+        backbone = build_backbone(run.backbone, channels)
+    with seeded_init(seed, "init/method"):
+        checked = method_options(run.method["name"])(**options)
+        return method_class(run.method["name"])(backbone, checked, setting)
+
+
+def split_state(method: Method) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """(backbone, everything else) as arrays on the host."""
+    prefix = "backbone."
+    backbone, rest = {}, {}
+    for key, value in method.state_dict().items():
+        part, name = (backbone, key[len(prefix) :]) if key.startswith(prefix) else (rest, key)
+        part[name] = value.detach().cpu().numpy()
+    return backbone, rest
+
+
+def load_state(
+    method: Method, backbone: Mapping[str, np.ndarray], rest: Mapping[str, np.ndarray]
+) -> None:
+    """Put weights saved by `split_state` back; every tensor must be there and fit."""
+    state = {f"backbone.{key}": value for key, value in backbone.items()} | dict(rest)
+    method.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in state.items()})

@@ -1,0 +1,164 @@
+"""FALCON / CPLearn: a projector onto a frozen random dictionary, and a loss that fills it evenly.
+
+Sansone, Lebailly, Tuytelaars, arXiv 2410.04959. Features z in R^f' go through
+h = norm(BN(Linear(z))) and are scored against a dictionary W in {-1, +1}^{f x c}:
+p = softmax(h W / tau). The loss asks two views for the same assignment (invariance) and the batch
+for a uniform one (prior). Three switches tell the published form from the released code.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from peregrine.config.models import MethodOptions
+from peregrine.methods.base import Description, Encoded, Method, Progress, Setting
+from peregrine.streams import generator
+
+
+class Options(MethodOptions):
+    codes: int = Field(16384, ge=2, description="c, the size of the dictionary.")
+    embedding: int = Field(2048, ge=1, description="f, the width of the embedding h.")
+    norm: Literal["l2", "tanh"] = Field("l2", description="Published l2, released tanh.")
+    prior: Literal["forward", "reverse"] = Field(
+        "forward", description="KL(q || p-bar) as published, KL(p-bar || q) as released."
+    )
+    symmetric: bool = Field(False, description="Average both view orders, as released.")
+    beta: float = Field(1.0, gt=0, description="Weight of the invariance term.")
+    epsilon: float = Field(1e-8, gt=0, lt=1, description="Mass of a code that is not chosen.")
+
+
+def temperature(embedding: int, batch: int, codes: int, epsilon: float) -> float:
+    """tau = f / (sqrt(n) log((1 - eps (c - 1)) / eps)), so that an aligned h puts eps elsewhere.
+
+    Source: released code; the only reading consistent with the stated optimum (falcon.md, 1).
+
+    Raises:
+        ValueError: eps (c - 1) >= 1 - eps, where the aligned code would not be the largest.
+    """
+    rest = epsilon * (codes - 1)
+    if rest >= 1 - epsilon:
+        raise ValueError(f"epsilon {epsilon} is too large for {codes} codes")
+    return embedding / (math.sqrt(batch) * math.log((1 - rest) / epsilon))
+
+
+def falcon_loss(
+    scores_a: Tensor,
+    scores_b: Tensor,
+    *,
+    beta: float = 1.0,
+    prior: Literal["forward", "reverse"] = "forward",
+    symmetric: bool = True,
+) -> dict[str, Tensor]:
+    """Invariance and prior term of two views, in log space.
+
+    With p = softmax(a), p' = softmax(b) over codes and p-bar the batch mean of p:
+    invariance = -(beta/n) sum_i sum_j p_ij log p'_ij;
+    prior = -(1/c) sum_j log p-bar_j (forward) or sum_j p-bar_j log(c p-bar_j) (reverse).
+    `symmetric` averages both terms over both view orders.
+
+    Args:
+        scores_a, scores_b: h W / tau, [n, c].
+
+    Returns:
+        Scalars `invariance` and `prior`. Lower bound of the sum for n >= c: ln c (forward,
+        eps -> 0), 0 (reverse).
+
+    Source: arXiv 2410.04959, equations of the objective; falcon.md, section 1. p * log(p) taken
+    directly is 0 * -inf once a code underflows for a whole batch, hence logsumexp throughout.
+    """
+    if scores_a.shape != scores_b.shape or scores_a.ndim != 2:
+        raise ValueError(f"scores must be two [n, c], not {scores_a.shape} and {scores_b.shape}")
+    log_a = F.log_softmax(scores_a, dim=1)
+    log_b = F.log_softmax(scores_b, dim=1)
+    if not symmetric:
+        return {"invariance": beta * _cross_entropy(log_a, log_b), "prior": _prior(log_a, prior)}
+    invariance = (_cross_entropy(log_a, log_b) + _cross_entropy(log_b, log_a)) / 2
+    match = (_prior(log_a, prior) + _prior(log_b, prior)) / 2
+    return {"invariance": beta * invariance, "prior": match}
+
+
+def _cross_entropy(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return -(log_p.exp() * log_q).sum(dim=1).mean()
+
+
+def _prior(log_p: Tensor, kind: str) -> Tensor:
+    samples, codes = log_p.shape
+    log_mean = torch.logsumexp(log_p, dim=0) - math.log(samples)
+    if kind == "forward":
+        return -log_mean.mean()
+    return (log_mean.exp() * (log_mean + math.log(codes))).sum()
+
+
+class FalconHead(nn.Module):
+    """z [n, f'] -> h [n, f] -> scores h W / tau [n, c].
+
+    The dictionary is kept as packed bits; the +-1 matrix is unpacked when first needed.
+    n in tau is the training batch, also in evaluation.
+    """
+
+    bits: Tensor
+
+    def __init__(self, inputs: int, options: Options, setting: Setting) -> None:
+        super().__init__()
+        f, c, n = options.embedding, options.codes, setting.batch_size
+        self.linear = nn.Linear(inputs, f)
+        self.norm = nn.BatchNorm1d(f)
+        self.shape = (f, c)
+        self.squash = options.norm
+        self.scale = math.sqrt(f / n)
+        self.tau = temperature(f, n, c, options.epsilon)
+        draws = generator(setting.seed, "init/dictionary")
+        signs = torch.randint(2, (f, c), generator=draws, dtype=torch.uint8)
+        self.register_buffer("bits", pack(signs))
+        self._signs: Tensor | None = None
+        self.register_load_state_dict_post_hook(lambda module, _: module._forget())
+
+    def _forget(self) -> None:
+        self._signs = None
+
+    def signs(self, like: Tensor) -> Tensor:
+        """W as +-1, [f, c], of the type and on the device of `like`."""
+        if self._signs is None or self._signs.device != like.device:
+            self._signs = unpack(self.bits, self.shape).to(torch.float32) * 2 - 1
+        return self._signs.to(like.dtype)
+
+    def embed(self, features: Tensor) -> Tensor:
+        h = self.norm(self.linear(features))
+        if self.squash == "tanh":
+            return torch.tanh(h)
+        return F.normalize(h, dim=1) * self.scale
+
+    def scores(self, h: Tensor) -> Tensor:
+        return h @ self.signs(h) / self.tau
+
+
+def pack(signs: Tensor) -> Tensor:
+    """0/1 [f, c] -> uint8 [ceil(f c / 8)], eight signs a byte."""
+    flat = F.pad(signs.flatten(), (0, -signs.numel() % 8)).view(-1, 8)
+    return (flat << torch.arange(8, dtype=torch.uint8, device=signs.device)).sum(1).to(torch.uint8)
+
+
+def unpack(bits: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The inverse of `pack`."""
+    flat = (bits[:, None] >> torch.arange(8, dtype=torch.uint8, device=bits.device)) & 1
+    return flat.flatten()[: shape[0] * shape[1]].view(shape)
+
+
+class Falcon(Method):
+    def __init__(self, backbone: nn.Module, options: Options, setting: Setting) -> None:
+        super().__init__(backbone, options, setting)
+        self.head = FalconHead(backbone.features, options, setting)
+
+    def losses(self, encoded: Encoded, progress: Progress) -> dict[str, Tensor]:
+        first, second = (self.head.scores(self.head.embed(z)).float() for z in encoded.online)
+        o = self.options
+        return falcon_loss(first, second, beta=o.beta, prior=o.prior, symmetric=o.symmetric)
+
+    def describe(self, images: Tensor) -> Description:
+        features = self.backbone(images)
+        h = self.head.embed(features)
+        return Description(features, h, self.head.scores(h))

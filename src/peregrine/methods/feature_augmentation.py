@@ -1,0 +1,59 @@
+"""Operators that augment projected features, and the queue that the neighbour operators search.
+
+Zhang et al., arXiv 2410.12396 name the operators; their definitions are declared assumptions
+(feature-augmentation.md, section 2). Every operator maps unit vectors [n, d] to unit vectors.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from peregrine.streams import generator
+
+
+class FeatureQueue(nn.Module):
+    """First in, first out memory of unit feature vectors; part of the run's saved state.
+
+    Starts with random directions, as NNCLR does.
+
+    Args:
+        length, width: of the memory [length, width].
+        seed: of the run; draws from its `init/queue` stream.
+    """
+
+    features: Tensor
+    position: Tensor
+
+    def __init__(self, length: int, width: int, seed: int) -> None:
+        super().__init__()
+        start = torch.randn(length, width, generator=generator(seed, "init/queue"))
+        self.register_buffer("features", F.normalize(start, dim=1))
+        self.register_buffer("position", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def push(self, features: Tensor) -> None:
+        """Store [n, d], oldest entries first to go; of more than `length` rows the last count."""
+        length = len(self.features)
+        rows = F.normalize(features.detach().float(), dim=1)[-length:]
+        slots = (self.position + torch.arange(len(rows), device=rows.device)) % length
+        self.features[slots] = rows
+        self.position.copy_((self.position + len(rows)) % length)
+
+    @torch.no_grad()
+    def neighbours(self, features: Tensor) -> Tensor:
+        """The stored vector of highest cosine for each row, [n, d]; a constant."""
+        unit = F.normalize(features.float(), dim=1)
+        return self.features[(unit @ self.features.T).argmax(dim=1)].to(features.dtype)
+
+
+def nearest(z: Tensor, queue: FeatureQueue, *, straight_through: bool) -> Tensor:
+    """Nearest neighbour in the queue, a constant; straight-through passes the gradient to z."""
+    unit = F.normalize(z, dim=1)
+    found = queue.neighbours(z)
+    return unit + (found - unit).detach() if straight_through else found
+
+
+def mask(z: Tensor, ratio: float, draws: torch.Generator) -> Tensor:
+    """Each coordinate kept with probability 1 - ratio, then normalised again."""
+    keep = torch.rand(z.shape, generator=draws, device=z.device) >= ratio
+    return F.normalize(F.normalize(z, dim=1) * keep, dim=1)

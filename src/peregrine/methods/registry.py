@@ -1,0 +1,6 @@
+"""Methods by name. A new method is one file and one line here; nothing is imported until used."""
+
+METHODS: dict[str, str] = {
+    "falcon": "peregrine.methods.falcon:Falcon",
+    "two_branch": "peregrine.methods.two_branch:TwoBranch",
+}

@@ -1,0 +1,133 @@
+"""The last checkpoint of a run, its lock, and what a kill leaves behind.
+
+Symptom: a killed run starts again from zero, or goes on from another run's weights. Cause: state
+that is not saved whole, or not checked. Protocol: one safetensors file holds all tensors (method,
+probe, both optimisers) and, in its header, position and history; it replaces its predecessor in
+one rename and carries its own digest. Random numbers need no state: see `peregrine.streams`.
+After a kill at any moment there is the last complete checkpoint. It stays after the run has
+finished, until `extract` has used the results: a kill between the last output and Snakemake's own
+record of it must not cost the run.
+"""
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from peregrine.errors import UserError
+from peregrine.files import read_tensors, write_text, write_tensors
+
+FOLDER = "resume"
+NAME = "last.safetensors"
+
+
+@dataclass
+class Position:
+    """Everything of a run that is no tensor."""
+
+    run: str
+    seed: int
+    code: str
+    data: dict[str, str]
+    epoch: int = 0
+    step: int = 0
+    """Steps done in the current epoch."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Running sums of the current epoch's loss terms and probe hits."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    timing: list[dict[str, float]] = field(default_factory=list)
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold the run folder; a second process is refused instead of writing over the first.
+
+    Raises:
+        UserError: another living process holds it.
+    """
+    lock = folder / FOLDER / "lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"{folder} is being trained by another process; wait for it or end it"
+            ) from None
+        yield
+
+
+def count_attempt(folder: Path) -> int:
+    """How many times this run was started, this time included."""
+    path = folder / FOLDER / "attempts"
+    try:
+        attempts = int(path.read_text()) + 1
+    except (OSError, ValueError):
+        attempts = 1
+    write_text(path, f"{attempts}\n")
+    return attempts
+
+
+def save(
+    folder: Path,
+    position: Position,
+    modules: dict[str, nn.Module],
+    optimizers: dict[str, torch.optim.Optimizer],
+) -> None:
+    """Replace the last checkpoint."""
+    tensors = {}
+    for name, module in modules.items():
+        tensors |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
+    for name, optimizer in optimizers.items():
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"{name}/{index}/{key}": value for key, value in state.items()}
+    arrays = {name: value.detach().cpu().numpy() for name, value in tensors.items()}
+    write_tensors(folder / FOLDER / NAME, arrays, position=json.dumps(asdict(position)))
+
+
+def restore(
+    folder: Path,
+    expected: Position,
+    modules: dict[str, nn.Module],
+    optimizers: dict[str, torch.optim.Optimizer],
+) -> Position:
+    """Load the last checkpoint into modules and optimisers; `expected` where there is none.
+
+    A checkpoint of older code or of other data is set aside: its numbers would be of no code.
+
+    Raises:
+        UserError: the checkpoint belongs to another run or seed, or is damaged.
+    """
+    path = folder / FOLDER / NAME
+    if not path.exists():
+        return expected
+    arrays, metadata = read_tensors(path)
+    position = Position(**json.loads(metadata["position"]))
+    if (position.run, position.seed) != (expected.run, expected.seed):
+        raise UserError(
+            f"{path} is a checkpoint of run {position.run}, seed {position.seed}; remove it"
+        )
+    if (position.code, position.data) != (expected.code, expected.data):
+        print(f"{path}: older code or other data; starting again", flush=True)
+        return expected
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    for name, module in modules.items():
+        module.load_state_dict(_below(tensors, name))
+    for name, optimizer in optimizers.items():
+        states: dict[int, dict[str, Tensor]] = {}
+        for key, value in _below(tensors, name).items():
+            index, _, part = key.partition("/")
+            states.setdefault(int(index), {})[part] = value
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": states, "param_groups": groups})
+    return position
+
+
+def _below(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    prefix = f"{name}/"
+    return {key[len(prefix) :]: v for key, v in tensors.items() if key.startswith(prefix)}

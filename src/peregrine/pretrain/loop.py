@@ -1,0 +1,296 @@
+"""The pretraining loop: one run, one seed, any method, resumable at every step.
+
+The data stay on the device as uint8; views are made there for a whole batch. Nothing random is
+carried from step to step (see `peregrine.streams`), so a run that was killed and resumed ends in
+the same bytes as one that was not.
+"""
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from peregrine.config.fingerprint import fingerprint, parts
+from peregrine.config.identity import run_id
+from peregrine.config.models import Run
+from peregrine.data.prepare import Prepared
+from peregrine.data.views import make_views
+from peregrine.errors import UserError
+from peregrine.files import sha256, write_csv, write_json, write_tensors, write_text
+from peregrine.methods.base import Progress
+from peregrine.methods.build import build_method, split_state
+from peregrine.pretrain import checkpoint
+from peregrine.pretrain.checkpoint import Position
+from peregrine.pretrain.device import autocast, circumstances
+from peregrine.pretrain.monitor import monitors
+from peregrine.pretrain.optim import Schedule, build_optimizer, effective_lr, set_lr
+from peregrine.streams import generator, seeded_init
+
+MONITOR_IMAGES = 512
+
+
+class Interrupted(Exception):
+    """SIGTERM or SIGINT came; the checkpoint is written."""
+
+
+class Trainer:
+    """Everything that one (run, seed) needs while it trains."""
+
+    def __init__(self, run: Run, seed: int, data: Prepared, device: torch.device) -> None:
+        self.run, self.seed, self.device = run, seed, device
+        train = torch.from_numpy(data.images["train"])
+        self.images = train.to(device)
+        self.labels = torch.from_numpy(data.labels["train"]).to(device)
+        self.mean, self.sd = data.mean, data.sd
+        self.steps = len(train) // run.batch_size
+        if not self.steps and run.epochs:
+            raise UserError(f"batch_size {run.batch_size} exceeds the {len(train)} training images")
+        channels = train.shape[1]
+        self.method = build_method(run, seed, channels=channels, train_images=len(train)).to(device)
+        with seeded_init(seed, "probe"):
+            self.probe = nn.Linear(self.method.backbone.features, len(data.classes)).to(device)
+        self.schedule = self._schedule(run.optimizer.lr)
+        self.probe_schedule = self._schedule(run.probe.lr)
+        self.optimizer = build_optimizer(
+            run.optimizer, self.method.parameters(), self.schedule.base
+        )
+        self.probe_optimizer = torch.optim.Adam(self.probe.parameters(), lr=run.probe.lr)
+        picks = torch.randperm(len(train), generator=generator(seed, "order", -1))
+        self.watched = self.normalised(self.images[picks[:MONITOR_IMAGES].to(device)])
+
+    def _schedule(self, lr: float) -> Schedule:
+        spec, steps = self.run.optimizer, self.steps
+        base = effective_lr(lr, self.run.batch_size)
+        return Schedule(base, spec.warmup_start, spec.warmup_epochs * steps, self.run.epochs * steps)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """uint8 [n, c, h, w] -> float32 with the data set's mean and sd."""
+        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
+        sd = torch.tensor(self.sd, device=images.device).view(-1, 1, 1)
+        return (images.float() / 255 - mean) / sd
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"method": self.method, "probe": self.probe}
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"optimizer": self.optimizer, "probe_optimizer": self.probe_optimizer}
+
+    def epoch(self, at: Position, sums: dict[str, Tensor]) -> Iterator[int]:
+        """Train the rest of the current epoch; yields after each step that is done."""
+        self.method.train()
+        size, device = self.run.batch_size, self.device
+        draws = generator(self.seed, "order", at.epoch)
+        order = torch.randperm(len(self.images), generator=draws).to(device)
+        for index in range(at.step, self.steps):
+            rows = order[index * size : (index + 1) * size]
+            now = Progress(
+                self.seed, at.epoch, at.epoch * self.steps + index, self.run.epochs * self.steps
+            )
+            for name, value in self.step(rows, now, index).items():
+                sums[name] = sums.get(name, 0) + value.double()
+            yield index + 1
+
+    def step(self, rows: Tensor, now: Progress, index: int) -> dict[str, Tensor]:
+        """One optimiser step on the images `rows`; detached loss terms and probe hit rate."""
+        set_lr(self.optimizer, self.schedule.at(now.step))
+        set_lr(self.probe_optimizer, self.probe_schedule.at(now.step))
+        draws = generator(self.seed, "views", now.epoch, index, self.device)
+        views = make_views(
+            self.images[rows], self.run.views, draws, mean=self.mean, std=self.sd
+        )
+        with autocast(self.device, self.run.precision):
+            encoded = self.method.encode(views)
+            terms = self.method.losses(encoded, now)
+        loss = torch.stack(list(terms.values())).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.method.after_step(now)
+
+        features = torch.cat([each.detach().float() for each in encoded.online])
+        labels = self.labels[rows].repeat(len(encoded.online))
+        logits = self.probe(features)
+        self.probe_optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(logits, labels).backward()
+        self.probe_optimizer.step()
+
+        hits = (logits.argmax(dim=1) == labels).double().mean()
+        detached = {name: value.detach() for name, value in terms.items()}
+        return {"loss": loss.detach(), **detached, "probe_accuracy": hits}
+
+    @torch.no_grad()
+    def test_accuracy(self, data: Prepared) -> float:
+        """Accuracy of the online probe on the test set, eval mode, images as they are."""
+        self.method.eval()
+        hits = 0
+        images, labels = data.images["test"], torch.from_numpy(data.labels["test"])
+        for start in range(0, len(labels), 512):
+            batch = self.normalised(torch.from_numpy(images[start : start + 512]).to(self.device))
+            guess = self.probe(self.method.backbone(batch).float()).argmax(dim=1).cpu()
+            hits += int((guess == labels[start : start + 512]).sum())
+        return hits / len(labels)
+
+
+def pretrain(
+    run: Run, seed: int, data: Prepared, folder: Path, device: torch.device
+) -> dict[str, object]:
+    """Train to the last epoch, or to a scientific end (NaN, collapse), and write the results.
+
+    Args:
+        run, seed: what to train; `folder` is results/runs/{run}/seed-{seed}.
+        data: the prepared data set.
+
+    Returns:
+        The content of outcome.json.
+
+    Raises:
+        Interrupted: SIGTERM or SIGINT; the same call goes on from there.
+        UserError: the folder is in use, or holds another run's checkpoint.
+    """
+    code = fingerprint("pretrain", run.method["name"])
+    start = Position(run_id(run), seed, code, dict(data.sums))
+    with checkpoint.exclusive(folder), _stop_requests() as stop:
+        attempts = checkpoint.count_attempt(folder)
+        trainer = Trainer(run, seed, data, device)
+        at = checkpoint.restore(folder, start, trainer.modules(), trainer.optimizers())
+        print(
+            f"run {at.run}, seed {seed}: effective learning rate {trainer.schedule.base:.3g}"
+            f" (lr {run.optimizer.lr:g} x batch {run.batch_size} / 256), epoch {at.epoch}"
+            f" of {run.epochs}, {circumstances(device)['device']}",
+            flush=True,
+        )
+        _train(trainer, at, folder, stop)
+        outcome = _outcome(run, at)
+        if outcome["status"] == "finished":
+            outcome["online_probe_accuracy"] = trainer.test_accuracy(data)
+        _write(trainer, at, outcome, folder, attempts)
+    return outcome
+
+
+def _train(trainer: Trainer, at: Position, folder: Path, stop: list[int]) -> None:
+    run = trainer.run
+    bar = tqdm(
+        total=run.epochs * trainer.steps * run.batch_size,
+        initial=(at.epoch * trainer.steps + at.step) * run.batch_size,
+        unit="sample",
+        unit_scale=True,
+        desc=f"seed {trainer.seed}",
+        disable=None,  # silent where stderr is a file; the epoch lines stand there
+    )
+    while at.epoch < run.epochs and _outcome(run, at)["status"] == "finished":
+        began, first = time.perf_counter(), at.step
+        sums = {
+            name: torch.tensor(value, dtype=torch.float64, device=trainer.device)
+            for name, value in at.sums.items()
+        }
+        for done in trainer.epoch(at, sums):
+            bar.update(run.batch_size)
+            if stop and done < trainer.steps:
+                at.step, at.sums = done, {name: float(value) for name, value in sums.items()}
+                checkpoint.save(folder, at, trainer.modules(), trainer.optimizers())
+                raise Interrupted(f"stopped by signal {stop[0]}; the checkpoint is written")
+        seconds = time.perf_counter() - began
+        rate = (trainer.steps - first) * run.batch_size / seconds
+        at.history.append(_row(trainer, at, sums))
+        at.timing.append({"epoch": at.epoch, "seconds": seconds, "samples_per_second": rate})
+        at.epoch, at.step, at.sums = at.epoch + 1, 0, {}
+        checkpoint.save(folder, at, trainer.modules(), trainer.optimizers())
+        left = (run.epochs - at.epoch) * seconds * trainer.steps / (trainer.steps - first)
+        row = at.history[-1]
+        tqdm.write(
+            f"seed {trainer.seed} epoch {at.epoch}/{run.epochs}: loss {row['loss']:.4f},"
+            f" probe {row['probe_accuracy']:.3f}, feature sd {row['features_sd']:.3f},"
+            f" {rate:,.0f} samples/s, {left:.0f} s left",
+            file=sys.stdout,
+        )
+        sys.stdout.flush()
+        if stop:
+            raise Interrupted(f"stopped by signal {stop[0]}; the checkpoint is written")
+    bar.close()
+
+
+def _row(trainer: Trainer, at: Position, sums: dict[str, Tensor]) -> dict[str, float]:
+    """History of one epoch: means of the loss terms, the last learning rate, the monitors."""
+    means = {name: float(value) / trainer.steps for name, value in sums.items()}
+    last = at.epoch * trainer.steps + trainer.steps - 1
+    watched = monitors(trainer.method, trainer.watched)
+    return {"epoch": at.epoch + 1, "lr": trainer.schedule.at(last), **means, **watched}
+
+
+def _outcome(run: Run, at: Position) -> dict[str, object]:
+    """finished, collapsed or nan, judged from the history alone, so a resume judges the same."""
+    status, detail = "finished", ""
+    if at.history:
+        row = at.history[-1]
+        floor = min(row["features_sd"], row["embeddings_sd"])
+        if not all(math.isfinite(value) for value in row.values()):
+            status, detail = "nan", "a loss term or monitor is not finite"
+        elif floor < run.collapse_floor and (run.on_collapse == "stop" or at.epoch == run.epochs):
+            status = "collapsed"
+            detail = f"feature sd {floor:.4g} is below the floor {run.collapse_floor:g}"
+    return {"status": status, "detail": detail, "epoch": at.epoch, "online_probe_accuracy": None}
+
+
+def _write(
+    trainer: Trainer, at: Position, outcome: dict[str, object], folder: Path, attempts: int
+) -> None:
+    """All declared outputs; outcome.json comes last and holds the sums of the others."""
+    run = trainer.run
+    backbone, rest = split_state(trainer.method)
+    names = {"run": at.run, "seed": str(at.seed)}
+    write_tensors(folder / "backbone.safetensors", backbone, **names)
+    write_tensors(folder / "method.safetensors", rest, **names)
+    write_text(folder / "run.yaml", yaml.safe_dump(run.model_dump(mode="json"), sort_keys=True))
+    header = list(at.history[0]) if at.history else ["epoch", "lr", "loss"]
+    write_csv(folder / "history.csv", header, ([row[key] for key in header] for row in at.history))
+    timing = ["epoch", "seconds", "samples_per_second"]
+    write_csv(folder / "timing.csv", timing, ([row[key] for key in timing] for row in at.timing))
+    seconds = sum(row["seconds"] for row in at.timing)
+    write_json(
+        folder / "manifest.json",
+        {
+            "run": at.run,
+            "seed": at.seed,
+            "code": at.code,
+            "code_parts": parts("pretrain", run.method["name"]),
+            "data": at.data,
+            "accept_unverified": False,
+            "effective_lr": trainer.schedule.base,
+            "attempts": attempts,
+            "wall_seconds": round(seconds, 3),
+            "samples_per_second": round(at.epoch * trainer.steps * run.batch_size / seconds, 1)
+            if seconds
+            else None,
+            **circumstances(trainer.device),
+        },
+    )
+    deterministic = ("backbone.safetensors", "method.safetensors", "run.yaml", "history.csv")
+    outcome |= {
+        "run": at.run,
+        "seed": at.seed,
+        "step": at.epoch * trainer.steps,
+        "files": {name: sha256(folder / name) for name in deterministic},
+    }
+    write_json(folder / "outcome.json", outcome)
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Signals received inside; the loop looks at it after every step."""
+    seen: list[int] = []
+    kinds = (signal.SIGTERM, signal.SIGINT)
+    before = {kind: signal.signal(kind, lambda number, _: seen.append(number)) for kind in kinds}
+    try:
+        yield seen
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)

@@ -1,0 +1,277 @@
+"""Pictures of marks: matplotlib and seaborn only, no numbers are computed here. Byte-stable.
+
+Agg, the DejaVu fonts that matplotlib brings, glyphs as paths, salted ids and no dates: the same
+marks give the same bytes on every machine with the same lock.
+"""
+
+import io
+import textwrap
+from collections.abc import Callable, Iterable
+from itertools import cycle
+
+import matplotlib as mpl
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from peregrine.config.models import Figure, Panel
+
+WIDTH = 7.0  # inches: the text width of the PDF, so fonts appear at their true size
+GREY = "0.45"
+DOT = {"ls": "", "marker": ".", "alpha": 0.7, "ms": 4.5, "mew": 0}
+MEAN = {"ls": "-", "lw": 1.2, "ms": 5, "mfc": "white", "mew": 1.2, "capsize": 2.5}
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": "0.3",
+    "axes.grid": True,
+    "grid.color": "0.92",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "svg.hashsalt": "peregrine",
+    "svg.fonttype": "path",
+    "path.simplify": False,
+}
+
+
+def render(figure: Figure, marks: pd.DataFrame, notes: list[str]) -> dict[str, bytes]:
+    """{"svg": bytes, "png": bytes} of a figure's marks, with `notes` below in small print."""
+    with mpl.rc_context():
+        mpl.rcdefaults()  # a matplotlibrc of the user must not change the bytes
+        mpl.rcParams.update({**sns.axes_style("ticks"), **STYLE})
+        if (marks["kind"] == "seed").any():
+            canvas = DRAW[figure.kind](figure, marks)
+        else:
+            canvas = _nothing()
+        if notes:
+            text = "\n".join(textwrap.fill(note, 120) for note in notes)
+            canvas.supxlabel(text, fontsize=6.5, color=GREY, x=0.01, ha="left")
+        out = {}
+        for suffix, metadata in (("svg", {"Date": None, "Creator": None}), ("png", None)):
+            buffer = io.BytesIO()
+            canvas.savefig(buffer, format=suffix, dpi=200, metadata=metadata or {"Software": None})
+            out[suffix] = buffer.getvalue()
+    return out
+
+
+def _canvas(rows: int, columns: int, height: float, **shared) -> tuple[Canvas, list[list[Axes]]]:
+    canvas = Canvas(figsize=(WIDTH, height), layout="constrained")
+    axes = canvas.subplots(rows, columns, squeeze=False, **shared)
+    for ax in axes.flat:
+        sns.despine(ax=ax)
+    return canvas, axes.tolist()
+
+
+def _nothing() -> Canvas:
+    canvas = Canvas(figsize=(WIDTH, 1.4), layout="constrained")
+    ax = canvas.subplots()
+    ax.set_axis_off()
+    ax.text(0.5, 0.5, "No finished run for this figure.", ha="center", va="center", color=GREY)
+    return canvas
+
+
+def _legend(canvas: Canvas, axes: list[Axes], first: Iterable[str] = ()) -> None:
+    """One legend above all axes, each label once, those of `first` in front, lines balanced."""
+    handles = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    order = list(first)
+    labels = sorted(handles, key=lambda label: order.index(label) if label in order else len(order))
+    most = max(1, int(125 / (max(map(len, labels)) + 8)))  # characters that fit side by side
+    columns = -(-len(labels) // -(-len(labels) // most))
+    canvas.legend(
+        [handles[label] for label in labels], labels, loc="outside upper center", ncols=columns
+    )
+
+
+def _colours(names: list[str]) -> dict[str, tuple]:
+    palette = sns.color_palette("colorblind")
+    # Yellow, the ninth, is too pale for thin lines on white.
+    return dict(zip(names, cycle(palette[:8]), strict=False))
+
+
+def _over_option(figure: Figure, marks: pd.DataFrame) -> Canvas:
+    columns = min(3, len(figure.panels))
+    rows = -(-len(figure.panels) // columns)
+    canvas, grid = _canvas(rows, columns, 0.6 + 2.1 * rows)
+    axes = [ax for line in grid for ax in line]
+    ticks = sorted({float(x) for x in marks.loc[marks["kind"] == "seed", "x"]})
+    colours, shapes = _colours(list(figure.groups)), dict(zip(figure.groups, cycle("os^D")))
+    for ax, panel in zip(axes, figure.panels, strict=False):
+        mine = marks[marks["panel"] == panel.label]
+        for place, group in enumerate(figure.groups):
+            # Groups that share a value of the option stand side by side, seeds left of their mean.
+            shift = 1.8**place
+            own = mine[mine["group"] == group]
+            dots, mean = own[own["kind"] == "seed"], own[own["kind"] == "mean"].sort_values("x")
+            if not mean.empty:
+                ax.plot(dots["x"] * shift / 1.3, dots["value"], **DOT, color=colours[group])
+                ax.errorbar(
+                    mean["x"] * shift,
+                    mean["value"],
+                    _arms(mean),
+                    **MEAN,
+                    marker=shapes[group],
+                    color=colours[group],
+                    label=group,
+                )
+        for label, level in mine[mine["kind"] == "level"].groupby("label"):
+            level = level.drop_duplicates("x").sort_values("x")
+            ax.plot(level["x"], level["value"], ":", color="black", lw=1.2, label=label)
+        for _, mark in mine[mine["kind"] == "untrained"].iterrows():
+            if mark["x"] == "":
+                ax.axhline(mark["value"], color=GREY, ls="--", lw=1, label=mark["label"])
+            else:
+                at = f"{mark['label']} (at its own {figure.option_symbol})"
+                ax.plot(mark["x"], mark["value"], "X", color=GREY, ms=6, mec="white", label=at)
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_locator(FixedLocator(ticks))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.set_xlim(ticks[0] / 2, ticks[-1] * 3)
+        ax.set_title(panel.label)
+        _within_percent(panel, ax.get_ylim, ax.set_ylim)
+    for ax in axes[len(figure.panels) :]:
+        ax.set_axis_off()
+    for ax in axes[max(0, len(figure.panels) - columns) : len(figure.panels)]:
+        ax.set_xlabel(figure.option_label)
+    _legend(canvas, axes, figure.groups)
+    return canvas
+
+
+def _within_percent(panel: Panel, get: Callable, put: Callable) -> None:
+    """No axis past 100 %: an interval of few seeds may reach further, an accuracy cannot."""
+    if panel.percent and get()[1] > 100.5:
+        put(get()[0], 100.5)
+
+
+def _arms(mean: pd.DataFrame) -> list[pd.Series] | None:
+    if mean["low"].isna().all():
+        return None
+    return [(mean["value"] - mean["low"]).fillna(0), (mean["high"] - mean["value"]).fillna(0)]
+
+
+def _by_row(figure: Figure, marks: pd.DataFrame) -> Canvas:
+    listed = marks[marks["kind"] == "mean"].drop_duplicates("label")
+    names = {label: place for place, label in enumerate(listed["label"])}
+    gain = figure.kind == "gain"
+    height = 1.0 + (0.42 if gain else 0.36) * len(names)
+    canvas, grid = _canvas(1, len(figure.panels), height, sharey=True)
+    for ax, panel in zip(grid[0], figure.panels, strict=True):
+        mine = marks[marks["panel"] == panel.label]
+        for group, colour in _colours(list(figure.groups)).items():
+            own = mine[mine["group"] == group]
+            own = own.assign(y=own["label"].map(names))
+            dots, mean, base = (own[own["kind"] == kind] for kind in ("seed", "mean", "baseline"))
+            ax.plot(dots["value"], dots["y"] - 0.22, **DOT, color=colour)  # above their mean
+            ax.errorbar(
+                mean["value"],
+                mean["y"],
+                xerr=_arms(mean),
+                **MEAN | {"ls": ""},
+                marker="o",
+                color=colour,
+                label=group,
+            )
+            if not base.empty:
+                low, high = base["y"] - 0.42, base["y"] + 0.42
+                label = "mean of the row's own baseline"
+                ax.vlines(base["value"], low, high, color="0.3", lw=2, alpha=0.5, label=label)
+        for _, line in mine[mine["kind"] == "untrained"].iterrows():
+            ax.axvline(line["value"], color=GREY, ls="--", lw=1, label=line["label"])
+        if gain:
+            ax.axvline(0, color="black", lw=0.8)
+            ax.set_xlabel(f"gain: {panel.label.replace('in %', 'in points')}")
+        else:
+            ax.set_xlabel(panel.label)
+            _within_percent(panel, ax.get_xlim, ax.set_xlim)
+    base = dict(zip(listed["label"], listed["x"], strict=True))
+    ticks = [f"{name}\n{base[name]}" if base[name] else name for name in names]
+    grid[0][0].set_yticks(range(len(names)), ticks)
+    grid[0][0].set_ylim(len(names) - 0.4, -0.6)
+    for ax in grid[0][1:]:
+        ax.tick_params(left=False)
+    _legend(canvas, grid[0], figure.groups)
+    return canvas
+
+
+def _lines(ax: Axes, marks: pd.DataFrame, colours: dict[str, tuple]) -> None:
+    for place, (label, colour) in enumerate(colours.items()):
+        own = marks[marks["label"] == label]
+        for _, curve in own[own["kind"] == "seed"].groupby("seed"):
+            ax.plot(curve["x"], curve["value"], color=colour, lw=0.6, alpha=0.45)
+        mean = own[own["kind"] == "mean"]
+        if not mean.empty:
+            # Every second line is dashed, so that neighbours differ without colour too.
+            dash = "--" if place % 2 else "-"
+            ax.plot(mean["x"], mean["value"], dash, color=colour, lw=1.6, label=label)
+
+
+def _history(figure: Figure, marks: pd.DataFrame) -> Canvas:
+    groups = [name for name in figure.groups if (marks["group"] == name).any()]
+    if len(groups) == 1:  # one group: its panels fill a grid of two columns
+        columns = min(2, len(figure.panels))
+        rows = -(-len(figure.panels) // columns)
+        places = [(groups[0], panel) for panel in figure.panels]
+    else:
+        columns, rows = len(groups), len(figure.panels)
+        places = [(group, panel) for panel in figure.panels for group in groups]
+    canvas, grid = _canvas(rows, columns, 0.7 + 1.9 * rows, sharex=True)
+    axes = [ax for line in grid for ax in line]
+    for index, (ax, (group, panel)) in enumerate(zip(axes, places, strict=False)):
+        labels = list(marks.loc[marks["group"] == group, "label"].unique())
+        mine = marks[(marks["group"] == group) & (marks["panel"] == panel.label)]
+        _lines(ax, mine, _colours(labels))
+        ax.set_ylabel(textwrap.fill(panel.label.replace(", ", ",\n"), 24, replace_whitespace=False))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len(groups) > 1:
+            if index % columns:
+                ax.sharey(axes[index - 1])
+                ax.set_ylabel("")
+            if index < columns:
+                ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), title=group)
+        if index >= len(places) - columns:
+            ax.set_xlabel("epoch")
+            ax.tick_params(labelbottom=True)
+    for ax in axes[len(places) :]:
+        ax.set_axis_off()
+    if len(groups) == 1:
+        _legend(canvas, axes)
+    return canvas
+
+
+def _spectrum(figure: Figure, marks: pd.DataFrame) -> Canvas:
+    canvas, grid = _canvas(1, len(figure.panels), 3.2, sharey=True)
+    colours = _colours(list(marks.loc[marks["kind"] == "seed", "label"].unique()))
+    for ax, panel in zip(grid[0], figure.panels, strict=True):
+        mine = marks[marks["panel"] == panel.label]
+        _lines(ax, mine, colours)
+        for value in sorted(set(mine.loc[mine["kind"] == "level", "value"])):
+            ax.axhline(value, color="black", ls=":", lw=1.2, label="isotropic")
+        ax.set_yscale("log")
+        ax.set_title(panel.label)
+        ax.set_xlabel("principal direction")
+    grid[0][0].set_ylabel("share of the variance")
+    _legend(canvas, grid[0])
+    return canvas
+
+
+DRAW = {
+    "metric_over_option": _over_option,
+    "metric_by_row": _by_row,
+    "gain": _by_row,
+    "history": _history,
+    "spectrum": _spectrum,
+}

@@ -1,0 +1,276 @@
+"""Figures of a study: first the numbers that are plotted, then the drawing of exactly those.
+
+Every kind of figure is a function from collected results to `Mark`s. The marks are rounded, written
+to figures/data/{id}.csv and handed to `peregrine.reporting.drawing`, which computes nothing: what
+the file says is what the picture shows. Files are byte-stable.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from peregrine import files
+from peregrine.config.load import Cell, Project
+from peregrine.config.models import Figure, Panel
+from peregrine.errors import UserError
+from peregrine.reporting.drawing import render
+
+DIGITS = 6
+"""Significant digits of the plotted numbers: more than a picture shows, fewer than rounding has."""
+
+
+class Mark(NamedTuple):
+    """One thing in a picture: a seed's dot or line, a mean with its interval, a reference line."""
+
+    panel: str
+    group: str
+    label: str
+    x: float | str
+    kind: str  # seed, mean, level, baseline, untrained
+    seed: int | str
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a figure's numbers come from."""
+
+    cells: dict[str, Cell]
+    metrics: dict[tuple[str, str, str], dict[int, float]]
+    runs: Path
+    seeds: tuple[int, ...]
+
+    def values(self, row: str, panel: Panel, metric: str | None = None) -> dict[int, float]:
+        """Seed -> value, in percent where the panel is."""
+        found = self.metrics.get((row, panel.reading, metric or panel.metric), {})
+        scale = 100.0 if panel.percent else 1.0
+        return {seed: scale * value for seed, value in sorted(found.items())}
+
+    def tables(self, row: str, name: str) -> dict[int, pd.DataFrame]:
+        """Seed -> the CSV file `name` of that seed's run; seeds without one are left out."""
+        folder = self.runs / self.cells[row].id
+        paths = {seed: folder / f"seed-{seed}" / name for seed in self.seeds}
+        return {seed: _read_csv(path) for seed, path in paths.items() if path.is_file()}
+
+
+def draw_figures(project: Project, study: str, results: Path) -> None:
+    """Write figures/{id}.svg, .png and data/{id}.csv of every figure of a study.
+
+    Args:
+        project: the configuration.
+        study: its name.
+        results: the results folder; {scale}/{study}/ in it must hold metrics.csv and runs.csv.
+
+    Raises:
+        UserError: a file is missing or damaged, or a figure names a row that the study lacks.
+    """
+    folder = results / project.scale.name / study
+    metrics: dict[tuple[str, str, str], dict[int, float]] = {}
+    columns = ["row", "reading", "metric", "seed", "value"]
+    for row, reading, metric, seed, value in _read_csv(folder / "metrics.csv", columns).values:
+        metrics.setdefault((row, reading, metric), {})[int(seed)] = float(value)
+    runs = _read_csv(folder / "runs.csv", ["row", "seed", "status"])
+    status = {(row, int(seed)): state for row, seed, state in runs.values}
+    source = Source(project.of(study), metrics, results / "runs", project.scale.seeds)
+    rows = project.studies[study].rows
+    for figure in project.studies[study].figures:
+        for row in (*_rows(figure), *figure.baseline, *figure.baseline.values()):
+            if row not in rows:
+                raise UserError(f"study {study}: figure {figure.id} names no row '{row}'")
+        marks = [_rounded(mark) for mark in MARKS[figure.kind](figure, source)]
+        frame = pd.DataFrame(marks, columns=Mark._fields)
+        files.write_csv(folder / "figures" / "data" / f"{figure.id}.csv", Mark._fields, marks)
+        notes = _notes(figure, source, frame, status, {name: rows[name].label for name in rows})
+        for suffix, data in render(figure, frame, notes).items():
+            files.write_bytes(folder / "figures" / f"{figure.id}.{suffix}", data)
+
+
+def _read_csv(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, usecols=columns)[columns or slice(None)]
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run the step that writes it") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and rerun its step") from None
+
+
+def _rows(figure: Figure) -> Iterator[str]:
+    for rows in figure.groups.values():
+        yield from rows
+    if figure.untrained:
+        yield figure.untrained
+
+
+def _rounded(mark: Mark) -> Mark:
+    def short(number):
+        return float(f"{number:.{DIGITS}g}") if isinstance(number, float) else number
+
+    return Mark(*map(short, mark))
+
+
+def interval(values: Iterable[float]) -> tuple[float, float, float]:
+    """Mean and 95 % t interval over seeds; the interval is NaN for fewer than two."""
+    from scipy import stats
+
+    data = np.array(list(values))
+    if len(data) < 2:
+        return float(data.mean()), math.nan, math.nan
+    half = stats.t.ppf(0.975, len(data) - 1) * data.std(ddof=1) / math.sqrt(len(data))
+    return float(data.mean()), float(data.mean() - half), float(data.mean() + half)
+
+
+def _seeds_and_mean(
+    panel: Panel, group: str, label: str, x: float | str, values: dict[int, float]
+) -> Iterator[Mark]:
+    for seed, value in values.items():
+        yield Mark(panel.label, group, label, x, "seed", seed, value)
+    if values:
+        yield Mark(panel.label, group, label, x, "mean", "", *interval(values.values()))
+
+
+def _present(figure: Figure, source: Source) -> Iterator[tuple[Panel, str, Cell]]:
+    """Panels x rows that are run at this scale."""
+    for panel in figure.panels:
+        for group, rows in figure.groups.items():
+            for row in rows:
+                if row in source.cells:
+                    yield panel, group, source.cells[row]
+
+
+def _untrained(figure: Figure, source: Source) -> Iterator[Mark]:
+    for panel in figure.panels if figure.untrained in source.cells else ():
+        values = source.values(figure.untrained, panel)
+        if values:
+            cell, mean = source.cells[figure.untrained], interval(values.values())[0]
+            x = _option(cell, figure.option) if panel.untrained_at_option else ""
+            yield Mark(panel.label, "", cell.label, x, "untrained", "", mean)
+
+
+def _option(cell: Cell, option: str | None) -> float:
+    value = cell.run.model_dump(mode="json")
+    for part in (option or "").split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"study {cell.study}, row {cell.row}: option '{option}' is not a number")
+    return float(value)
+
+
+def _over_option(figure: Figure, source: Source) -> Iterator[Mark]:
+    for panel, group, cell in _present(figure, source):
+        x = _option(cell, figure.option)
+        yield from _seeds_and_mean(panel, group, cell.label, x, source.values(cell.row, panel))
+        level = source.values(cell.row, panel, panel.level) if panel.level else {}
+        if level:
+            mean = interval(level.values())[0]
+            yield Mark(panel.label, group, panel.level_label, x, "level", "", mean)
+    yield from _untrained(figure, source)
+
+
+def _by_row(figure: Figure, source: Source) -> Iterator[Mark]:
+    for panel, group, cell in _present(figure, source):
+        yield from _seeds_and_mean(panel, group, cell.label, "", source.values(cell.row, panel))
+        base = source.cells.get(figure.baseline.get(cell.row, ""))
+        values = source.values(base.row, panel) if base else {}
+        if values:
+            mean = interval(values.values())[0]
+            yield Mark(panel.label, group, cell.label, base.label, "baseline", "", mean)
+    yield from _untrained(figure, source)
+
+
+def _gain(figure: Figure, source: Source) -> Iterator[Mark]:
+    for panel, group, cell in _present(figure, source):
+        base = source.cells.get(figure.baseline.get(cell.row, ""))
+        if base is None:
+            continue
+        ours, theirs = source.values(cell.row, panel), source.values(base.row, panel)
+        paired = {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
+        yield from _seeds_and_mean(panel, group, cell.label, f"over {base.label}", paired)
+
+
+def _history(figure: Figure, source: Source) -> Iterator[Mark]:
+    for panel, group, cell in _present(figure, source):
+        scale, curves = 100.0 if panel.percent else 1.0, {}
+        for seed, table in source.tables(cell.row, "history.csv").items():
+            if panel.metric in table:
+                curves[seed] = scale * table.set_index("epoch")[panel.metric]
+        yield from _curves(panel, group, cell.label, curves, np.mean)
+
+
+def _spectrum(figure: Figure, source: Source) -> Iterator[Mark]:
+    for panel, group, cell in _present(figure, source):
+        curves = {}
+        for seed, table in source.tables(cell.row, f"{panel.reading}/spectrum.csv").items():
+            values = table[table["layer"] == panel.metric].set_index("index")["value"] ** 2
+            if values.sum() > 0:
+                share = values[values > 0] / values.sum()
+                curves[seed] = share.set_axis(share.index - values.index.min() + 1)
+                width = len(values)
+        yield from _curves(panel, group, cell.label, curves, _geometric_mean)
+        if curves:
+            yield Mark(panel.label, group, cell.label, "", "level", "", 1 / width)
+
+
+def _geometric_mean(values: np.ndarray) -> float:
+    return float(np.exp(np.log(values).mean()))
+
+
+def _curves(
+    panel: Panel,
+    group: str,
+    label: str,
+    curves: dict[int, pd.Series],
+    centre: Callable[[np.ndarray], float],
+) -> Iterator[Mark]:
+    """A line per seed, and their centre wherever all of them have a point."""
+    for seed, curve in curves.items():
+        for x, value in curve.items():
+            yield Mark(panel.label, group, label, int(x), "seed", seed, float(value))
+    if curves:
+        together = pd.concat(curves, axis=1).dropna()
+        for x, values in together.iterrows():
+            centred = float(centre(values.to_numpy()))
+            yield Mark(panel.label, group, label, int(x), "mean", "", centred)
+
+
+MARKS: dict[str, Callable[[Figure, Source], Iterator[Mark]]] = {
+    "metric_over_option": _over_option,
+    "metric_by_row": _by_row,
+    "gain": _gain,
+    "history": _history,
+    "spectrum": _spectrum,
+}
+
+
+def _notes(
+    figure: Figure,
+    source: Source,
+    frame: pd.DataFrame,
+    status: dict[tuple[str, int], str],
+    labels: dict[str, str],
+) -> list[str]:
+    """What is not in the picture: seeds that are missing or failed, rows that the scale lacks."""
+    notes, absent = [], []
+    for row in dict.fromkeys(_rows(figure)):
+        if row not in source.cells:
+            absent.append(labels[row])
+            continue
+        if row == figure.untrained:
+            shown = {seed for panel in figure.panels for seed in source.values(row, panel)}
+        else:
+            mine = frame[(frame["label"] == labels[row]) & (frame["kind"] == "seed")]
+            shown = {int(seed) for seed in mine["seed"]}
+        lost = [seed for seed in source.seeds if seed not in shown]
+        if lost:
+            why = ", ".join(f"seed {seed} {status.get((row, seed), 'missing')}" for seed in lost)
+            total = len(source.seeds)
+            notes.append(f"{labels[row]}: {total - len(lost)} of {total} seeds ({why})")
+    if absent:
+        notes.append(f"Not run at this scale: {'; '.join(absent)}.")
+    return notes

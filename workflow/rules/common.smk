@@ -1,0 +1,114 @@
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+# The models of peregrine.config, without torch: this file is read at every planning.
+sys.path.insert(0, str(Path("src").resolve()))
+
+from peregrine.config.fingerprint import fingerprint
+from peregrine.config.load import load
+from peregrine.errors import UserError
+
+try:
+    PROJECT = load(Path("config"), scale=config["scale"])
+except UserError as error:
+    raise WorkflowError(str(error))
+
+# The steps read config.yaml themselves and are told the scale, so nothing else can be overridden.
+for key, value in PROJECT.config.model_dump(mode="json").items():
+    if config.get(key, value) != value:
+        raise WorkflowError(f"--config {key}=... has no effect; edit config/config.yaml")
+
+SCALE = PROJECT.scale.name
+STUDIES = list(PROJECT.studies)
+RESULTS = PROJECT.config.results
+RUNS = f"{RESULTS}/runs"
+REPORTS = f"{PROJECT.config.reports}/{SCALE}"
+LOGS = f"{RESULTS}/logs"
+BENCHMARKS = f"{RESULTS}/benchmarks"
+PROTOCOL = PROJECT.scale.protocol
+READING = "corrected"
+PEREGRINE = "PYTHONPATH=src python -m peregrine"
+
+# All seeds of a run in one job, or one job a seed: what the scale says.
+TOGETHER = PROJECT.scale.seeds_per_job == "all"
+SEED_FOLDERS = expand("seed-{seed}", seed=PROJECT.scale.seeds) if TOGETHER else ["seed-{seed}"]
+JOB = "{run}" if TOGETHER else "{run}.seed-{seed}"
+
+
+wildcard_constraints:
+    run="|".join(PROJECT.runs()),
+    seed=r"\d+",
+    study="|".join(STUDIES),
+    dataset=r"[a-z0-9_]+",
+
+
+def of_seeds(name):
+    """A file of every seed folder of one job."""
+    return [f"{RUNS}/{{run}}/{folder}/{name}" for folder in SEED_FOLDERS]
+
+
+def seed_options(wildcards):
+    """`--seed S` for each seed of one job."""
+    seeds = PROJECT.scale.seeds if TOGETHER else [wildcards.seed]
+    return " ".join(f"--seed {seed}" for seed in seeds)
+
+
+def data_of_run(wildcards):
+    return f"{RESULTS}/data/{PROJECT.run(wildcards.run).dataset.name}.safetensors"
+
+
+def code_of(step):
+    """Fingerprint of a step's code for the run of the wildcards: a change makes results stale."""
+
+    def fingerprint_of_run(wildcards):
+        return fingerprint(step, PROJECT.run(wildcards.run).method["name"])
+
+    return fingerprint_of_run
+
+
+def digest(model):
+    """Short hash of a configuration model, so that a change of it makes results stale."""
+    return hashlib.sha256(model.model_dump_json().encode()).hexdigest()[:16]
+
+
+def study_of(wildcards):
+    return PROJECT.study(wildcards.study)
+
+
+def study_digest(wildcards):
+    return digest(study_of(wildcards)) + digest(PROJECT.scale)
+
+
+def results_of_study(wildcards):
+    """Everything that `collect` reads: all rows and seeds of the study at this scale."""
+    names = [
+        "outcome.json",
+        "manifest.json",
+        "history.csv",
+        f"{READING}/spectrum.csv",
+        *(f"{READING}/{kind}-{PROTOCOL}.json" for kind in EVALUATIONS),
+        f"{READING}/collapse-{PROTOCOL}.json",
+    ]
+    return expand(
+        f"{RUNS}/{{run}}/seed-{{seed}}/{{name}}",
+        run=[cell.id for cell in PROJECT.of(wildcards.study).values()],
+        seed=PROJECT.scale.seeds,
+        name=names,
+    )
+
+
+def visible_gpus():
+    """How many CUDA devices a job may use, without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
+# A job asks for a GPU only where there is one; else a laptop would train one run at a time.
+GPU = min(visible_gpus(), 1)
+EVALUATIONS = ("linear", "knn", "clustering")

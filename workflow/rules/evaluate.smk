@@ -1,0 +1,83 @@
+rule extract:
+    input:
+        data=data_of_run,
+        outcome=of_seeds("outcome.json"),
+        run=of_seeds("run.yaml"),
+        backbone=of_seeds("backbone.safetensors"),
+        method=of_seeds("method.safetensors"),
+    output:
+        features=ensure(of_seeds(f"{READING}/features.safetensors"), non_empty=True),
+    log:
+        f"{LOGS}/extract/{JOB}.log",
+    benchmark:
+        f"{BENCHMARKS}/extract/{JOB}.tsv"
+    conda:
+        "../envs/peregrine.yaml"
+    threads: PROJECT.scale.training_threads
+    resources:
+        mem_mb=3000,
+        runtime="1h",
+        gpu=GPU,
+    params:
+        code=code_of("extract"),
+        protocol=PROJECT.protocol.embedding_sample,
+        seeds=seed_options,
+    message:
+        "Extracting features of {wildcards.run}"
+    shell:
+        "OMP_NUM_THREADS={threads} {PEREGRINE} extract --scale {SCALE} --run {wildcards.run}"
+        " {params.seeds} > {log} 2>&1"
+
+
+rule evaluate:
+    input:
+        features=of_seeds(f"{READING}/features.safetensors"),
+    output:
+        linear=of_seeds(f"{READING}/linear-{PROTOCOL}.json"),
+        knn=of_seeds(f"{READING}/knn-{PROTOCOL}.json"),
+        clustering=of_seeds(f"{READING}/clustering-{PROTOCOL}.json"),
+    log:
+        f"{LOGS}/evaluate/{JOB}.log",
+    benchmark:
+        f"{BENCHMARKS}/evaluate/{JOB}.tsv"
+    conda:
+        "../envs/peregrine.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime="1h",
+    params:
+        code=fingerprint("evaluate"),
+        protocol=digest(PROJECT.protocol),
+        seeds=seed_options,
+    message:
+        "Evaluating {wildcards.run}"
+    shell:
+        "OMP_NUM_THREADS={threads} {PEREGRINE} evaluate --scale {SCALE} --run {wildcards.run}"
+        " {params.seeds} > {log} 2>&1"
+
+
+rule diagnose:
+    input:
+        features=of_seeds(f"{READING}/features.safetensors"),
+    output:
+        collapse=of_seeds(f"{READING}/collapse-{PROTOCOL}.json"),
+        spectrum=of_seeds(f"{READING}/spectrum.csv"),
+    log:
+        f"{LOGS}/diagnose/{JOB}.log",
+    benchmark:
+        f"{BENCHMARKS}/diagnose/{JOB}.tsv"
+    conda:
+        "../envs/peregrine.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime="1h",
+    params:
+        code=fingerprint("diagnose"),
+        seeds=seed_options,
+    message:
+        "Collapse diagnostics of {wildcards.run}"
+    shell:
+        "OMP_NUM_THREADS={threads} {PEREGRINE} diagnose --scale {SCALE} --run {wildcards.run}"
+        " {params.seeds} > {log} 2>&1"

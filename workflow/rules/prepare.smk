@@ -1,0 +1,20 @@
+rule prepare:
+    output:
+        data=f"{RESULTS}/data/{{dataset}}.safetensors",
+        record=f"{RESULTS}/data/{{dataset}}.json",
+    log:
+        f"{LOGS}/prepare/{{dataset}}.log",
+    benchmark:
+        f"{BENCHMARKS}/prepare/{{dataset}}.tsv"
+    conda:
+        "../envs/peregrine.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime="1h",
+    params:
+        code=fingerprint("prepare"),
+    message:
+        "Preparing data set {wildcards.dataset}"
+    shell:
+        "{PEREGRINE} prepare {wildcards.dataset} > {log} 2>&1"

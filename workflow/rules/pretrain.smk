@@ -1,0 +1,34 @@
+# What a killed run resumes from lies in {seed folder}/resume, outside of the declared outputs,
+# because Snakemake deletes those (and logs) before every start.
+
+
+rule pretrain:
+    input:
+        data=data_of_run,
+    output:
+        outcome=ensure(of_seeds("outcome.json"), non_empty=True),
+        manifest=of_seeds("manifest.json"),
+        run=of_seeds("run.yaml"),
+        backbone=ensure(of_seeds("backbone.safetensors"), non_empty=True),
+        method=ensure(of_seeds("method.safetensors"), non_empty=True),
+        history=of_seeds("history.csv"),
+        timing=of_seeds("timing.csv"),
+    log:
+        f"{LOGS}/pretrain/{JOB}.log",
+    benchmark:
+        f"{BENCHMARKS}/pretrain/{JOB}.tsv"
+    conda:
+        "../envs/peregrine.yaml"
+    threads: PROJECT.scale.training_threads
+    resources:
+        mem_mb=3000,
+        runtime="8h",
+        gpu=GPU,
+    params:
+        code=code_of("pretrain"),
+        seeds=seed_options,
+    message:
+        "Pretraining {wildcards.run}"
+    shell:
+        "OMP_NUM_THREADS={threads} {PEREGRINE} pretrain --scale {SCALE} --run {wildcards.run}"
+        " {params.seeds} > {log} 2>&1"
