@@ -15,7 +15,7 @@ LABELS = np.array([4, 7, 7, 4])
 
 def predicts(label, train=TRAIN, labels=LABELS, query=(1.0, 0.0), **protocol):
     protocol = {"k": 3, "temperature": 1.0} | protocol
-    return knn_classify(train, labels, [query], [label], **protocol)["top1"] == 1.0
+    return knn_classify(train, labels, [query], [label], **protocol)["accuracy"] == 1.0
 
 
 def test_votes_by_hand():
@@ -60,7 +60,7 @@ def test_zero_vectors_have_no_direction():
     result = knn_classify(
         [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], [3, 1, 1], [[0.0, 0.0]], [3], k=1, temperature=0.07
     )
-    assert result["top1"] == 1.0  # cosine 0 with all: the first sample
+    assert result["accuracy"] == 1.0  # cosine 0 with all: the first sample
     assert (result["zero_train"], result["zero_test"]) == (1, 1)
     # A zero training vector is nearer than an opposite one, farther than a similar one.
     train, labels = [[0.0, 0.0], [-1.0, 0.0], [1.0, 1.0]], np.array([1, 2, 3])
@@ -93,13 +93,13 @@ def test_equals_a_plain_loop_whatever_the_chunk(k):
     expected = reference(train, labels, test, k, 0.07)
     for chunk in (1, 7, 256):
         result = knn_classify(train, labels, test, expected, k=k, temperature=0.07, chunk=chunk)
-        assert result["top1"] == 1.0, chunk
+        assert result["accuracy"] == 1.0, chunk
 
 
 def test_result_is_complete():
     result = knn_classify(TRAIN, LABELS, TRAIN, [4, 7, 7, 7], k=1, temperature=0.1)
     assert result == {
-        "top1": 0.75,
+        "accuracy": 0.75,
         "standard_error": pytest.approx(math.sqrt(0.75 * 0.25 / 4)),
         "k": 1,
         "k_asked": 1,

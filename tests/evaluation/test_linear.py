@@ -42,16 +42,16 @@ def test_probe_equals_a_plain_scikit_learn_pipeline(blobs):
     plain = make_pipeline(
         StandardScaler(), LogisticRegression(C=result["c"], tol=1e-6, max_iter=5000)
     ).fit(train_x.astype(np.float64), train_y)
-    assert result["top1"] == pytest.approx(plain.score(test_x, test_y), abs=1e-9)
+    assert result["accuracy"] == pytest.approx(plain.score(test_x, test_y), abs=1e-9)
     best = np.argsort(plain.predict_proba(test_x), axis=1)[:, -5:]
-    assert result["top5"] == pytest.approx((best == test_y[:, None]).any(1).mean(), abs=1e-9)
+    assert result["top5_accuracy"] == pytest.approx((best == test_y[:, None]).any(1).mean(), abs=1e-9)
     assert result["standard_error"] == pytest.approx(
-        math.sqrt(result["top1"] * (1 - result["top1"]) / 400)
+        math.sqrt(result["accuracy"] * (1 - result["accuracy"]) / 400)
     )
     assert result["converged"] is True and result["converged_path"] is True
     assert (result["n_train"], result["n_validation"], result["n_test"]) == (400, 100, 400)
     assert result["classes"] == 8
-    assert 0.5 < result["top1"] < result["top5"] < 1.0
+    assert 0.5 < result["accuracy"] < result["top5_accuracy"] < 1.0
     assert json.loads(json.dumps(result)) == result
 
 
@@ -60,18 +60,18 @@ def test_the_strength_is_chosen_by_held_out_accuracy():
     x, y = separable(20, 80)
     result = linear_probe(x, y, x, y, **FULL | {"c_grid": [1e-7, 1e3, 1e-6]})
     assert result["c_grid"] == [1e-7, 1e-6, 1e3]
-    assert result["validation_top1"] == [0.8, 0.8, 1.0]
-    assert (result["c"], result["c_at_edge"], result["top1"]) == (1e3, 1, 1.0)
+    assert result["validation_accuracy"] == [0.8, 0.8, 1.0]
+    assert (result["c"], result["c_at_edge"], result["accuracy"]) == (1e3, 1, 1.0)
     inside = linear_probe(x, y, x, y, **FULL | {"c_grid": [1e-7, 1.0, 1e3]})
     assert (inside["c"], inside["c_at_edge"]) == (1.0, 0)
     single = linear_probe(x, y, x, y, **FULL | {"c_grid": [1e-7]})
-    assert (single["c"], single["c_at_edge"], single["top1"]) == (1e-7, 0, 0.8)
+    assert (single["c"], single["c_at_edge"], single["accuracy"]) == (1e-7, 0, 0.8)
 
 
 def test_a_tie_goes_to_the_stronger_regularisation():
     x, y = separable(50, 50)
     full = linear_probe(x, y, x, y, **FULL)
-    assert full["validation_top1"] == [1.0] * len(GRID)
+    assert full["validation_accuracy"] == [1.0] * len(GRID)
     assert (full["c"], full["c_at_edge"]) == (GRID[0], -1)
     few = few_label_probe(x, y, x, y, **FEW)
     assert (few["c_draws"], few["c_at_edge_draws"]) == ([GRID[0]] * 3, [-1] * 3)
@@ -84,9 +84,9 @@ def test_collapsed_features_score_the_class_frequencies():
     test_y = np.repeat(np.arange(6), [4, 2, 1, 1, 1, 11])
     x = np.full((len(train_y), 3), 0.1, dtype=np.float32)
     result = linear_probe(x, train_y, x[: len(test_y)], test_y, **FULL | {"validation_share": 0.2})
-    assert result["top1"] == 4 / 20
-    assert result["top5"] == 9 / 20
-    assert "top5" not in linear_probe(*separable(9, 9), *separable(9, 9), **FULL)
+    assert result["accuracy"] == 4 / 20
+    assert result["top5_accuracy"] == 9 / 20
+    assert "top5_accuracy" not in linear_probe(*separable(9, 9), *separable(9, 9), **FULL)
 
 
 def test_constant_columns_change_nothing(blobs):
@@ -115,16 +115,16 @@ def test_nothing_is_learnt_from_the_test_set(blobs, probe, protocol):
     shuffled = np.random.default_rng(2).permutation(test_y)
     other = probe(train_x, train_y, test_x, shuffled, **protocol)
     for key in whole:
-        if not key.startswith("top") and key != "standard_error":
+        if not key.startswith(("accuracy", "top5")) and key != "standard_error":
             assert other[key] == whole[key], key
-    assert other["top1"] < 0.3 < whole["top1"]
+    assert other["accuracy"] < 0.3 < whole["accuracy"]
     # A test sample is judged on its own: two unlike halves give the same verdicts as the whole.
     order = np.argsort(test_x[:, 0])
     halves = [
-        probe(train_x, train_y, test_x[part], test_y[part], **protocol)["top1"]
+        probe(train_x, train_y, test_x[part], test_y[part], **protocol)["accuracy"]
         for part in (order[:100], order[100:])
     ]
-    assert 0.25 * halves[0] + 0.75 * halves[1] == pytest.approx(whole["top1"], abs=1e-12)
+    assert 0.25 * halves[0] + 0.75 * halves[1] == pytest.approx(whole["accuracy"], abs=1e-12)
 
 
 def test_few_labels_see_no_label_outside_their_subset(blobs):
@@ -172,10 +172,10 @@ def test_few_labels_equal_cross_validation_written_out(blobs):
         best = GRID[int(np.argmax(scores))]
         assert result["c_draws"][draw] == best
         expected = model(best).fit(x, y).score(scaler.transform(test_x.astype(np.float64)), test_y)
-        assert result["top1_draws"][draw] == pytest.approx(expected, abs=1e-9)
-    assert len(set(result["top1_draws"])) > 1  # the draws differ
-    assert result["top1"] == pytest.approx(sum(result["top1_draws"]) / 3)
-    assert result["top1_sd"] == pytest.approx(np.std(result["top1_draws"], ddof=1))
+        assert result["accuracy_draws"][draw] == pytest.approx(expected, abs=1e-9)
+    assert len(set(result["accuracy_draws"])) > 1  # the draws differ
+    assert result["accuracy"] == pytest.approx(sum(result["accuracy_draws"]) / 3)
+    assert result["accuracy_sd"] == pytest.approx(np.std(result["accuracy_draws"], ddof=1))
     assert (result["n_train"], result["n_pool"], result["folds"]) == (40, 400, 5)
     assert json.loads(json.dumps(result)) == result
 
@@ -183,10 +183,10 @@ def test_few_labels_equal_cross_validation_written_out(blobs):
 def test_a_draw_does_not_depend_on_how_many_are_made(blobs):
     three = few_label_probe(*blobs, **FEW)
     one = few_label_probe(*blobs, **FEW | {"draws": 1})
-    assert one["top1_draws"] == three["top1_draws"][:1]
-    assert "top1_sd" not in one
+    assert one["accuracy_draws"] == three["accuracy_draws"][:1]
+    assert "accuracy_sd" not in one
     other = few_label_probe(*blobs, **FEW | {"split_seed": 1})
-    assert other["top1_draws"] != three["top1_draws"]
+    assert other["accuracy_draws"] != three["accuracy_draws"]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_one_label_per_class_takes_the_middle_of_the_grid(blobs, grid, middle):
     result = few_label_probe(*blobs, **FEW | {"labels_per_class": 1, "c_grid": grid})
     assert result["c_draws"] == [middle] * 3
     assert (result["folds"], result["c_at_edge_draws"]) == (0, [0] * 3)
-    assert 1 / 8 < result["top1"] < 1.0
+    assert 1 / 8 < result["accuracy"] < 1.0
 
 
 @pytest.mark.parametrize(("labels", "folds"), [(2, 2), (4, 4), (7, 5)])

@@ -29,7 +29,7 @@ ORDERS = tuple(permutations(range(4)))  # of the colour operations, by the numbe
 LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue (ITU-R 601)
 ATTEMPTS = 10  # of RandomResizedCrop, before it falls back to a central crop
 DRAWS = 2 * ATTEMPTS + 13  # random numbers per view of an image, whatever its settings
-CPU_CHUNK = 2**17  # floats made at a time: 1 MB and its temporaries stay in a core's cache
+CPU_CHUNK = 2**18  # floats made at a time: 1 MB and its temporaries stay in a core's cache
 
 
 @dataclass
@@ -56,12 +56,9 @@ class Views:
 
 @dataclass
 class Parameters:
-    """Host tensors [n, v] for v views of n images, or [m] for m views; `factors` ends in a [4]."""
+    """Host tensors [n, v] for v views of n images, or [m] for m views; box and factors end in [4]."""
 
-    top: Tensor  # px, as left, height and width
-    left: Tensor
-    height: Tensor
-    width: Tensor
+    box: Tensor  # top, left, height, width in px
     flip: Tensor  # bool, as jitter, grey, blur and solarise
     jitter: Tensor
     order: Tensor  # index into ORDERS
@@ -100,15 +97,19 @@ def make_views(
     scale, offset = _send(normalise, device).view(2, c, 1, 1)
     # Groups that differ in probabilities and strengths only are made in one go: at small batches
     # the number of operations started is what costs.
-    batches: dict[tuple, list[int]] = {}
+    batches: dict[tuple, list[tuple[int, range]]] = {}
+    seen = 0
     for number, s in enumerate(spec):
-        batches.setdefault((s.size, _active(s), s.solarise_threshold), []).append(number)
-    first = [sum(s.count for s in spec[:number]) for number in range(len(spec))]
+        strengths = (s.brightness, s.contrast, s.saturation, s.hue)
+        active = tuple(op for op, strength in enumerate(strengths) if strength > 0 and s.jitter > 0)
+        members = batches.setdefault((s.size, active, s.solarise_threshold), [])
+        members.append((number, range(seen, seen + s.count)))
+        seen += s.count
     groups: dict[int, ViewGroup] = {}
     # Autocast would turn the crops' matrix products into bfloat16.
     with torch.autocast(device.type, enabled=False):
         for (size, active, threshold), members in batches.items():
-            views = [first[m] + k for m in members for k in range(spec[m].count)]
+            views = [view for _, group in members for view in group]
             out = torch.empty(len(views), n, c, size, size, device=device)
             floats = n * c * max(h * w, len(views) * size * size)
             chunk = ceil(n / ceil(floats / CPU_CHUNK)) if device.type == "cpu" else n
@@ -118,8 +119,8 @@ def make_views(
                 made = _transform(images_uint8[part], p, size, active, threshold)
                 by_view = made.unflatten(0, (-1, len(views))).transpose(0, 1)
                 torch.addcmul(offset, by_view, scale, out=out[:, part])
-            parts = out.split([spec[m].count for m in members])
-            groups |= {m: ViewGroup(spec[m].role, images) for m, images in zip(members, parts)}
+            for (number, _), images in zip(members, out.split([len(group) for _, group in members])):
+                groups[number] = ViewGroup(spec[number].role, images)
     return Views([groups[number] for number in range(len(spec))])
 
 
@@ -141,11 +142,6 @@ def _check(
         raise ValueError("the view specification is empty")
 
 
-def _active(s: "ViewSpec") -> tuple[int, ...]:
-    strengths = (s.brightness, s.contrast, s.saturation, s.hue)
-    return tuple(op for op, strength in enumerate(strengths) if strength > 0 and s.jitter > 0)
-
-
 def _transform(
     images_uint8: Tensor, p: Parameters, size: int, active: tuple[int, ...], threshold: float
 ) -> Tensor:
@@ -154,7 +150,7 @@ def _transform(
     # Rows outermost, which is how resized_crop reads them.
     images = torch.empty(n, h, c, w, device=images_uint8.device).permute(0, 2, 1, 3)
     images.copy_(images_uint8).div_(255)
-    images = resized_crop(images, p.top, p.left, p.height, p.width, p.flip, (size, size))
+    images = resized_crop(images, p.box, p.flip, (size, size))
     if active:
         images = jitter_colours(images, p.jitter, p.order, p.factors, active)
     if c == 3:
@@ -204,15 +200,12 @@ def draw_parameters(
     flip, jitter, grey, blur, inverted = happens.unbind(2)
     order = (u[..., -11] * len(ORDERS)).long()
     boxes = crop_boxes(u[..., :-11], height, width, low[:, :2], high[:, :2])
-    return Parameters(
-        *boxes, flip, jitter, order, in_range[..., :4], grey, blur, in_range[..., 4], inverted
-    )
+    factors, sigma = in_range[..., :4], in_range[..., 4]
+    return Parameters(boxes, flip, jitter, order, factors, grey, blur, sigma, inverted)
 
 
-def crop_boxes(
-    u: Tensor, height: int, width: int, low: Tensor, high: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Boxes (top, left, height, width; int64 [n, v]) of torchvision's RandomResizedCrop.
+def crop_boxes(u: Tensor, height: int, width: int, low: Tensor, high: Tensor) -> Tensor:
+    """Boxes [n, v, 4] (top, left, height, width; int64) of torchvision's RandomResizedCrop.
 
     u [n, v, 2 * ATTEMPTS + 2] is uniform on [0, 1): areas, ratios, top, left. low and high [v, 2]
     bound scale and ratio. The first attempt that fits counts; where none does, the largest central
@@ -230,30 +223,22 @@ def crop_boxes(
     box_height = torch.where(fitted, heights.gather(2, first), tallest.clamp_max_(height))
     room = torch.cat([height - box_height, width - box_width], 2)
     corner = torch.where(fitted, u[..., -2:] * (room + 1), room / 2)
-    return torch.cat([corner, box_height, box_width], 2).long().unbind(2)
+    return torch.cat([corner, box_height, box_width], 2).long()
 
 
-def resized_crop(
-    images: Tensor,
-    top: Tensor,
-    left: Tensor,
-    height: Tensor,
-    width: Tensor,
-    flip: Tensor,
-    size: tuple[int, int],
-) -> Tensor:
+def resized_crop(images: Tensor, boxes: Tensor, flip: Tensor, size: tuple[int, int]) -> Tensor:
     """Crop boxes of images, resize them to `size` (rows, columns) and mirror them where `flip`.
 
-    images is float [n, c, h, w]; on the host, boxes [m] in px and flip, bool [m]: m / n of the
-    first image, then of the next. Returns [m, c, *size]. Bicubic (a = -0.5), antialiased and not
-    clamped: values may leave [0, 1], as those of torchvision's resized_crop(...,
-    interpolation=BICUBIC, antialias=True) do on float images.
+    images is float [n, c, h, w]; on the host, boxes [m, 4] (top, left, height, width in px) and
+    flip, bool [m]: m / n of the first image, then of the next. Returns [m, c, *size]. Bicubic
+    (a = -0.5), antialiased and not clamped: values may leave [0, 1], as those of torchvision's
+    resized_crop(..., interpolation=BICUBIC, antialias=True) do on float images.
     """
-    upright = torch.zeros_like(flip)
-    boxes = torch.stack([top, height, upright, left, width, flip]).float()
-    vertical, horizontal = _send(boxes, images.device).chunk(2)
-    rows = _bicubic(*vertical, images.shape[2], size[0], int(height.max()))
-    columns = _bicubic(*horizontal, images.shape[3], size[1], int(width.max()))
+    host = torch.cat([boxes, flip[:, None]], 1).float().t().contiguous()
+    top, left, height, width, mirror = _send(host, images.device)
+    tallest, widest = boxes[:, 2:].amax(0).tolist()
+    rows = _bicubic(top, height, torch.zeros_like(mirror), images.shape[2], size[0], tallest)
+    columns = _bicubic(left, width, mirror, images.shape[3], size[1], widest)
     return _separable(images, rows, columns)
 
 
@@ -415,9 +400,8 @@ def to_grey(images: Tensor) -> Tensor:
     """Luma [n, 1, h, w] of [n, c, h, w] with torchvision's weights; one channel: identity."""
     if images.shape[1] == 1:
         return images
-    return torch.matmul(_luma(images.device), images.flatten(2)).unflatten(1, images.shape[2:])[
-        :, None
-    ]
+    luma = torch.matmul(_luma(images.device), images.flatten(2))
+    return luma.view(len(images), 1, *images.shape[2:])
 
 
 @lru_cache(maxsize=4)

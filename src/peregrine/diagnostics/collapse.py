@@ -25,7 +25,7 @@ FLOAT32_STEP = 2.0**-23
 """Relative step of float32: twice the error of rounding to it. Variation below it is rounding."""
 
 RANKME_EPS = 1e-7
-"""Added to every normalised singular value by RankMe (Garrido et al. 2023, eq. 2: float32 data)."""
+"""Added to every normalised singular value by RankMe (Garrido et al. 2023, for float32 data)."""
 
 SOFT_SUM_TOLERANCE = 1e-3
 """How far a mean soft assignment may sum from 1: float32 softmax sums stay far inside."""
@@ -113,7 +113,7 @@ def feature_sd(x: ArrayLike) -> float:
 
     0: all rows point the same way (representation collapse). The ceiling is 1, reached when the
     unit rows average to zero, as isotropic directions do; equal to sqrt(1 - |mean unit row|^2) if
-    no row is zero. The statistic of SimSiam (Chen and He 2021, fig. 2), scaled by sqrt(d).
+    no row is zero. The statistic of SimSiam (Chen and He 2021), scaled by sqrt(d).
     Blind to dimensional collapse: u and -u alone reach 1. Raises ValueError on non-finite values.
     """
     rows = _centred(unit_rows(finite_matrix(x, "x")))

@@ -1,6 +1,5 @@
 """Frozen features -> linear, kNN and clustering results of one protocol, as JSON files."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -45,15 +44,12 @@ def _linear(arrays: dict[str, np.ndarray], protocol: Protocol) -> dict:
         "labels_per_class": protocol.few_labels_per_class,
         "draws": protocol.few_label_draws,
     }
-    with warnings.catch_warnings():
-        # Constant columns of a collapsed net; the results carry a flag for convergence.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return {
-            "all": linear_probe(
-                *_splits(arrays), validation_share=protocol.linear_validation_share, **common
-            ),
-            "few": few_label_probe(*_splits(arrays), **few, **common),
-        }
+    return {
+        "all": linear_probe(
+            *_splits(arrays), validation_share=protocol.linear_validation_share, **common
+        ),
+        "few": few_label_probe(*_splits(arrays), **few, **common),
+    }
 
 
 def _clustering(arrays: dict[str, np.ndarray], protocol: Protocol) -> dict:

@@ -24,13 +24,13 @@ def knn_classify(
     chunk: int = 256,
 ) -> dict[str, float | int]:
     """kNN accuracy: the k training samples of largest cosine vote exp(cosine / temperature) each
-    for their class (Wu et al. 2018, arXiv 1805.01978, section 3.4).
+    for their class (Wu et al. 2018, arXiv 1805.01978).
 
     train_x [n, f], test_x [m, f]: features; train_y [n], test_y [m]: integers; `chunk`: test rows
     at a time, a matter of memory that changes no result. Ties: of equally near samples the earlier
     ones are neighbours, of equal votes the smallest label wins. A zero vector has cosine 0 to all.
 
-    Returns "top1" (share of the test set), "standard_error" (binomial), "k" (used: at most n),
+    Returns "accuracy" (share of the test set), "standard_error" (binomial), "k" (used: at most n),
     "k_asked", "temperature", "n_train", "n_test", "zero_train", "zero_test" (zero vectors).
     Raises ValueError on non-finite features, shapes that disagree, k, chunk or temperature <= 0.
     """
@@ -69,10 +69,10 @@ def knn_classify(
         winner = (votes >= votes.max(axis=1, keepdims=True) * (1.0 - VOTE_TIE)).argmax(axis=1)
         hits += int(np.count_nonzero(classes[winner] == test_y[start : start + chunk]))
 
-    top1 = hits / len(test)
+    accuracy = hits / len(test)
     return {
-        "top1": top1,
-        "standard_error": float(np.sqrt(top1 * (1.0 - top1) / len(test))),
+        "accuracy": accuracy,
+        "standard_error": float(np.sqrt(accuracy * (1.0 - accuracy) / len(test))),
         "k": used,
         "k_asked": int(k),
         "temperature": float(temperature),

@@ -118,9 +118,9 @@ def linear_probe(
     set, the smaller C on a tie; then one fit from zero on all of it, which anyone can repeat with
     `LogisticRegression(C=c, tol=TOLERANCE)`. Of two classes the model is the binomial one.
 
-    Returns "top1" and, above 5 classes, "top5" (shares of the test set), "standard_error"
-    (binomial, of top1), "c", "c_at_edge" (-1 smallest of the grid, 1 largest, else 0), "c_grid"
-    with "validation_top1" (lists), "converged" (the last fit), "converged_path" (all fits that C
+    Returns "accuracy" and, above 5 classes, "top5_accuracy" (of the test set), "standard_error"
+    (binomial, of accuracy), "c", "c_at_edge" (-1 smallest of the grid, 1 largest, else 0), "c_grid"
+    with "validation_accuracy" (lists), "converged" (the last fit), "converged_path" (all fits that C
     was chosen from), "n_train", "n_validation", "n_test", "classes".
     Raises ValueError on non-finite features, shapes that disagree, a class too rare to be split.
     """
@@ -141,14 +141,14 @@ def linear_probe(
 
     model = LogisticRegression(C=grid[chosen], tol=TOLERANCE, max_iter=max_iter)
     converged = _fit(model, train_x, train_y)
-    top1 = float(np.mean(model.predict(test_x) == test_y))
+    accuracy = float(np.mean(model.predict(test_x) == test_y))
     result = {
-        "top1": top1,
-        "standard_error": float(np.sqrt(top1 * (1.0 - top1) / len(test_y))),
+        "accuracy": accuracy,
+        "standard_error": float(np.sqrt(accuracy * (1.0 - accuracy) / len(test_y))),
         "c": grid[chosen],
         "c_at_edge": _edge(chosen, grid),
         "c_grid": grid,
-        "validation_top1": (hits / len(held)).tolist(),
+        "validation_accuracy": (hits / len(held)).tolist(),
         "converged": converged,
         "converged_path": converged_path,
         "n_train": len(train_y),
@@ -158,7 +158,7 @@ def linear_probe(
     }
     if len(classes) > 5:
         order = np.argsort(-model.decision_function(test_x), axis=1, kind="stable")[:, :5]
-        result["top5"] = float(np.mean((order == test_y[:, None]).any(axis=1)))
+        result["top5_accuracy"] = float(np.mean((order == test_y[:, None]).any(axis=1)))
     return result
 
 
@@ -182,8 +182,8 @@ def few_label_probe(
     folds, accuracy over all held-out samples, the smaller C on a tie; with one label per class
     there is nothing to validate on, and C is the middle of the grid (the lower of two middles).
 
-    Returns "top1" (mean over draws), "top1_sd" (over draws, divisor draws - 1; absent for a single
-    draw), "top1_draws", "c_draws", "c_at_edge_draws" (lists; -1, 0, 1 as in `linear_probe`),
+    Returns "accuracy" (mean over draws), "accuracy_sd" (divisor draws - 1; absent for a single
+    draw), "accuracy_draws", "c_draws", "c_at_edge_draws" (lists; -1, 0, 1 as in `linear_probe`),
     "converged" (every last fit), "converged_path" (every fit that C was chosen from),
     "labels_per_class", "draws", "folds" (0 without validation), "n_train" (labels used by a draw),
     "n_pool" (training samples), "n_test", "classes".
@@ -207,7 +207,7 @@ def few_label_probe(
     folds = min(labels_per_class, MAX_FOLDS) if labels_per_class > 1 else 0
     # The position within the class decides the fold; the draw has put each class in random order.
     fold = np.tile(np.arange(labels_per_class), len(classes)) % max(folds, 1)
-    top1, chosen_draws, converged, converged_path = [], [], True, True
+    accuracy, chosen_draws, converged, converged_path = [], [], True, True
     for draw in range(draws):
         generator = np.random.default_rng([split_seed, draw])
         subset = np.concatenate([generator.permutation(m)[:labels_per_class] for m in members])
@@ -221,12 +221,12 @@ def few_label_probe(
             chosen = int(np.argmax(hits))
         model = LogisticRegression(C=grid[chosen], tol=TOLERANCE, max_iter=max_iter)
         converged &= _fit(model, x, y)
-        top1.append(float(np.mean(model.predict(test_x) == test_y)))
+        accuracy.append(float(np.mean(model.predict(test_x) == test_y)))
         chosen_draws.append(chosen)
 
     result = {
-        "top1": float(np.mean(top1)),
-        "top1_draws": top1,
+        "accuracy": float(np.mean(accuracy)),
+        "accuracy_draws": accuracy,
         "c_draws": [grid[chosen] for chosen in chosen_draws],
         "c_at_edge_draws": [_edge(chosen, grid) if folds else 0 for chosen in chosen_draws],
         "converged": converged,
@@ -240,5 +240,5 @@ def few_label_probe(
         "classes": len(classes),
     }
     if draws > 1:
-        result["top1_sd"] = float(np.std(top1, ddof=1))
+        result["accuracy_sd"] = float(np.std(accuracy, ddof=1))
     return result

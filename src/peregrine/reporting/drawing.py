@@ -234,7 +234,8 @@ def _history(figure: Figure, marks: pd.DataFrame) -> Canvas:
         labels = list(marks.loc[marks["group"] == group, "label"].unique())
         mine = marks[(marks["group"] == group) & (marks["panel"] == panel.label)]
         _lines(ax, mine, _colours(labels))
-        ax.set_ylabel(textwrap.fill(panel.label.replace(", ", ",\n"), 24, replace_whitespace=False))
+        parts = panel.label.replace(", ", ",\n").splitlines()
+        ax.set_ylabel("\n".join(textwrap.fill(part, 24) for part in parts))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(groups) > 1:
             if index % columns:

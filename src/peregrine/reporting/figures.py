@@ -19,6 +19,7 @@ from peregrine.config.load import Cell, Project
 from peregrine.config.models import Figure, Panel
 from peregrine.errors import UserError
 from peregrine.reporting.drawing import render
+from peregrine.reporting.statistics import estimate
 
 DIGITS = 6
 """Significant digits of the plotted numbers: more than a picture shows, fewer than rounding has."""
@@ -115,15 +116,12 @@ def _rounded(mark: Mark) -> Mark:
     return Mark(*map(short, mark))
 
 
-def interval(values: Iterable[float]) -> tuple[float, float, float]:
-    """Mean and 95 % t interval over seeds; the interval is NaN for fewer than two."""
-    from scipy import stats
-
-    data = np.array(list(values))
-    if len(data) < 2:
-        return float(data.mean()), math.nan, math.nan
-    half = stats.t.ppf(0.975, len(data) - 1) * data.std(ddof=1) / math.sqrt(len(data))
-    return float(data.mean()), float(data.mean() - half), float(data.mean() + half)
+def _mean(values: Iterable[float]) -> tuple[float, float, float]:
+    """Mean and 95 % t interval over seeds; the interval is NaN for a single one."""
+    found = estimate(list(values))
+    if found.low is None:
+        return found.mean, math.nan, math.nan
+    return found.mean, found.low, found.high
 
 
 def _seeds_and_mean(
@@ -132,7 +130,7 @@ def _seeds_and_mean(
     for seed, value in values.items():
         yield Mark(panel.label, group, label, x, "seed", seed, value)
     if values:
-        yield Mark(panel.label, group, label, x, "mean", "", *interval(values.values()))
+        yield Mark(panel.label, group, label, x, "mean", "", *_mean(values.values()))
 
 
 def _present(figure: Figure, source: Source) -> Iterator[tuple[Panel, str, Cell]]:
@@ -148,7 +146,7 @@ def _untrained(figure: Figure, source: Source) -> Iterator[Mark]:
     for panel in figure.panels if figure.untrained in source.cells else ():
         values = source.values(figure.untrained, panel)
         if values:
-            cell, mean = source.cells[figure.untrained], interval(values.values())[0]
+            cell, mean = source.cells[figure.untrained], _mean(values.values())[0]
             x = _option(cell, figure.option) if panel.untrained_at_option else ""
             yield Mark(panel.label, "", cell.label, x, "untrained", "", mean)
 
@@ -168,7 +166,7 @@ def _over_option(figure: Figure, source: Source) -> Iterator[Mark]:
         yield from _seeds_and_mean(panel, group, cell.label, x, source.values(cell.row, panel))
         level = source.values(cell.row, panel, panel.level) if panel.level else {}
         if level:
-            mean = interval(level.values())[0]
+            mean = _mean(level.values())[0]
             yield Mark(panel.label, group, panel.level_label, x, "level", "", mean)
     yield from _untrained(figure, source)
 
@@ -179,7 +177,7 @@ def _by_row(figure: Figure, source: Source) -> Iterator[Mark]:
         base = source.cells.get(figure.baseline.get(cell.row, ""))
         values = source.values(base.row, panel) if base else {}
         if values:
-            mean = interval(values.values())[0]
+            mean = _mean(values.values())[0]
             yield Mark(panel.label, group, cell.label, base.label, "baseline", "", mean)
     yield from _untrained(figure, source)
 

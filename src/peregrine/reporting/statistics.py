@@ -1,8 +1,8 @@
 """Intervals, tests and cell verdicts over a handful of seeds. Numpy and scipy only.
 
 Everything is small-sample: t intervals, pairs of equal seeds, exact permutations. Values are in
-the unit of their metric; accuracies and scores are shares (0 to 1). The rules of the verdicts and
-their simulated operating characteristics: docs/decisions.md and the tests of this module.
+the unit of their metric; accuracies and scores are shares (0 to 1). How often each rule errs is
+simulated in tests/reporting/test_statistics.py.
 """
 
 import math
