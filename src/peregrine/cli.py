@@ -176,6 +176,9 @@ def gate(
 
     from peregrine.files import write_text
 
+    missing = [path for path in runs if not path.is_file()]
+    if missing:
+        raise UserError(f"{missing[0]} does not exist; run collect")
     rows = [row for path in runs for row in csv.DictReader(path.open(encoding="utf-8"))]
     failed = [row for row in rows if row["status"] != "finished"]
     for row in failed:

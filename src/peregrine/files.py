@@ -15,6 +15,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,17 @@ CHECKSUM = "checksum"
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data` at once; the folder is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".tmp-{path.name}"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -58,9 +60,11 @@ def sha256(path: Path) -> str:
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Sorted, indented JSON with a checksum of its canonical form; NaN is refused."""
-    body = {key: value for key, value in data.items() if key != CHECKSUM}
+    # As it will be read: numbers as keys turn into text, which sorts in another order.
+    body = json.loads(json.dumps(data, allow_nan=False))
+    body.pop(CHECKSUM, None)
     body[CHECKSUM] = _json_sum(body)
-    write_text(path, json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    write_text(path, json.dumps(body, indent=1, sort_keys=True) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -71,12 +75,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        checksum = data.pop(CHECKSUM)
+        intact = data.pop(CHECKSUM) == _json_sum(data)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run the step that writes it") from None
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise UserError(f"{path} is damaged; delete it and rerun the step that writes it") from None
-    if checksum != _json_sum(data):
+    if not intact:
         raise UserError(f"{path} was changed after it was written; delete it and rerun its step")
     return data
 
@@ -91,7 +95,17 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], **metadata: str
     # Not ascontiguousarray, which turns a scalar into a vector.
     arrays = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}
     digest = tensor_digest(arrays, metadata)
-    write_bytes(path, save_safetensors(arrays, metadata={**metadata, CHECKSUM: digest}))
+    write_bytes(path, _ordered(save_safetensors(arrays, metadata={**metadata, CHECKSUM: digest})))
+
+
+def _ordered(data: bytes) -> bytes:
+    """The same safetensors file with sorted metadata: the library writes it in random order."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def read_tensors(

@@ -1,0 +1,403 @@
+# %% [markdown]
+# This notebook trusts nothing but the measurements. From `metrics.csv` (one number per line: row,
+# metric, reading, seed) and `runs.csv` (what became of every seed) it recomputes each cell of each
+# table, each test of each claim and each verdict, in the open: pandas, numpy and scipy, nothing
+# imported from the project. Wherever its result differs from what the report states by more than
+# the stated six decimals, an assertion stops it - so if you can read this page, all of them agree.
+#
+# Accuracies and scores are shares, 0 to 1, until they are printed.
+
+# %%
+import hashlib
+import json
+from html import escape
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from IPython.display import HTML, Image, display
+from scipy import stats
+
+# %% tags=["parameters"]
+folder = "../../results/demo/falcon"  # metrics.csv, runs.csv, claims.json, tables/, figures/
+declarations = "falcon.json"  # what the study declared before any result, beside this notebook
+study = "falcon"
+scale = "demo"
+eps = 0.005  # largest difference from a published share that counts as none
+seeds = [0, 1, 2]
+
+# %%
+ALPHA = 0.05  # error rate of every interval and test
+PRECISION = 0.51e-6  # tables and claims state six decimals
+
+folder = Path(folder)
+declared, printed = (json.loads(Path(declarations).read_text())[k] for k in ("declared", "printed"))
+label = declared["labels"]
+metrics = pd.read_csv(folder / "metrics.csv")
+runs = pd.read_csv(folder / "runs.csv", dtype=str, keep_default_na=False).astype({"seed": int})
+claims = json.loads((folder / "claims.json").read_text())
+collected = json.loads((folder / "collected.json").read_text())
+
+# Nothing was changed since it was collected, measured twice, or measured with another seed.
+assert (collected["study"], collected["scale"]) == (study, scale)
+for name, checksum in collected["files"].items():
+    assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == checksum, name
+assert not metrics.duplicated(["row", "metric", "reading", "seed"]).any()
+assert set(metrics["seed"]) <= set(seeds) == set(runs["seed"])
+
+# %%
+TONES = {
+    "#00598c": ("supported", "reproduced", "consistent"),
+    "#b8420a": ("contradicted", "above published", "below published"),
+    "#8a6d00": ("mixed", "undecided", "inconclusive"),
+}
+number_of_table = count()
+
+
+def tone(text):
+    """Colour of a cell whose last line is a verdict."""
+    last = str(text).split("\n")[-1]
+    return next((f"color: {c}" for c, starts in TONES.items() if last.startswith(starts)), "")
+
+
+def show(frame):
+    """A frame as a table, verdicts in colour."""
+    styled = frame.style.hide(axis="index").format(escape="html", na_rep="").map(tone)
+    styled = styled.set_properties(**{"white-space": "pre-line"})
+    display(HTML(styled.set_uuid(f"t{next(number_of_table)}").to_html()))
+
+
+display(HTML(f"<h1>{escape(printed['title'])}</h1>"))
+display(HTML(f"<p>A rerun of {escape(printed['paper'])} at scale <b>{escape(scale)}</b>.</p>"))
+display(HTML(f"<p>{escape(printed['scale_description'])}</p>"))
+show(pd.DataFrame(printed["stands_in"], columns=["what stands in", "at paper scale", "here"]))
+
+# %% [markdown]
+# ## Claims and verdicts, as reported
+# A verdict judges the direction at this scale, never the published number. "Claims, recomputed"
+# below derives each of them again.
+
+# %%
+reported = pd.DataFrame(claims)[["id", "statement", "verdict", "reason"]]
+show(reported.assign(reason=reported["reason"].str.replace(" | ", "\n", regex=False)))
+
+# %% [markdown]
+# ## How a number is made
+# * One value per seed and cell. Seeds of a row that differ in data, code or trust in the data are
+#   "mixed" and never averaged.
+# * Mean, standard deviation with divisor k - 1, and the t interval with k - 1 degrees of freedom.
+# * A gain is the mean over seeds of the *paired* difference: the same seed with and without.
+# * Failed and missing seeds are counted, never dropped in silence.
+
+# %%
+mixed_rows = set(runs["row"][runs["status"] == "mixed"])
+
+
+def values(row, metric, reading):
+    """Seed -> value."""
+    here = (metrics["row"] == row) & (metrics["metric"] == metric) & (metrics["reading"] == reading)
+    if row in mixed_rows:
+        here &= False
+    return metrics[here].set_index("seed")["value"].sort_index()
+
+
+def paired(a, b):
+    """a - b of every seed that both have."""
+    return (a - b).dropna()
+
+
+def interval(x, level=1 - ALPHA):
+    """(mean, sd, low, high) over seeds; NaN where too few."""
+    k = len(x)
+    mean, sd = x.mean(), x.std(ddof=1)
+    half = stats.t.ppf((1 + level) / 2, k - 1) * sd / np.sqrt(k) if k > 1 else np.nan
+    return mean, sd, mean - half, mean + half
+
+
+def lost(row, used):
+    """(missing, failed): seeds of a row that gave no value, by the reason."""
+    unused = runs[(runs["row"] == row) & ~runs["seed"].isin(used.index)]
+    failed = unused["status"].isin(["collapsed", "nan"]) | (
+        (unused["status"] == "mixed") & unused["detail"].str.match("collapsed|nan")
+    )
+    return int(unused["status"].isin(["missing", "incomplete"]).sum()), int(failed.sum())
+
+
+def same(ours, theirs):
+    """Equal to the stated precision, or both undefined."""
+    if pd.isna(ours) or pd.isna(theirs):
+        return bool(pd.isna(ours) and pd.isna(theirs))
+    return abs(ours - theirs) <= PRECISION
+
+
+# %% [markdown]
+# ## The verdict on a cell with a published number
+# Let d be our mean minus the published value, k our seeds, n the published runs (1 where unknown),
+# s our standard deviation, which stands for both sides, and tol = eps + half of the last printed
+# digit. In this order:
+#
+# | verdict | when |
+# |---|---|
+# | not run | no seed has a value |
+# | other set-up | not paper scale, or the paper's set-up is another one |
+# | inconclusive | a seed failed, or there is only one |
+# | reproduced | the 90 % interval of d, with noise s √(1/k + 1/n), lies within ± tol |
+# | reproduced (printed value) | the 90 % interval of our mean lies within tol of the printed one |
+# | consistent | inside the 95 % prediction interval and \|d\| ≤ tol: power lacks |
+# | above / below published | outside the 95 % prediction interval and \|d\| > tol |
+# | inconclusive | anything else |
+
+
+# %%
+def cell_verdict(x, failed, share, half_width, n, same_setup):
+    k = len(x)
+    if k == 0:
+        return "not run"
+    if not same_setup:
+        return "other set-up"
+    if failed or k == 1:
+        return "inconclusive"
+    mean, sd, low, _ = interval(x, level=1 - 2 * ALPHA)
+    d, tol = abs(mean - share), eps + half_width
+    both = sd * np.sqrt(1 / k + 1 / n)
+    predicted = stats.t.ppf(1 - ALPHA / 2, k - 1) * both + half_width
+    if d + stats.t.ppf(1 - ALPHA, k - 1) * both <= tol:
+        return "reproduced"
+    if d + (mean - low) <= tol:
+        return "reproduced (printed value)"
+    if d <= predicted and d <= tol:
+        return "consistent"
+    if d > predicted and d > tol:
+        return "above published" if mean > share else "below published"
+    return "inconclusive"
+
+
+def recomputed(table, row, column, known):
+    """One cell, as tables/*.csv has it."""
+    x = values(row, column["metric"], column["reading"])
+    base = table["baseline"].get(row)
+    other = values(base, column["metric"], column["reading"])
+    missing, failed = lost(row, x)
+    mean, sd, low, high = interval(x)
+    gain, _, gain_low, gain_high = interval(paired(x, other))
+    number, unit, decimals, n = known.get((row, column["label"]), (np.nan, "1", 0, None))
+    unit = {"1": 1.0, "%": 0.01}[unit]
+    verdict = "mixed" if row in mixed_rows else ""
+    if not verdict and not pd.isna(number):
+        same_setup = scale == "paper" and not table["other_setup"]
+        half_width = 0.5 * 10.0**-decimals * unit
+        verdict = cell_verdict(x, failed, number * unit, half_width, n or 1, same_setup)
+        if table["assumed"] and verdict not in ("not run", "other set-up"):
+            verdict += " under declared assumptions"
+    return {
+        **{"row": row, "column": column["label"], "verdict": verdict},
+        **{"seeds": len(x), "missing": missing, "failed": failed},
+        **{"mean": mean, "sd": sd, "low": low, "high": high},
+        **{"gain": gain, "gain_low": gain_low, "gain_high": gain_high, "published": number * unit},
+    }
+
+
+# %% [markdown]
+# ## Tables, recomputed
+# Each line is compared with `tables/*.csv`; then the table is printed from the recomputed numbers:
+# our mean ± half-width of its 95 % interval, the gain over the row's own baseline, the published
+# number in the unit of ours, the verdict.
+
+
+# %%
+def text(cell, column):
+    """A cell in words."""
+    times, digits = (100 if column["percent"] else 1), column["decimals"]
+    if cell.seeds == 0:
+        lines = ["not run" if cell.row not in declared["rows"] else "no result"]
+    else:
+        half = f" ± {times * (cell.high - cell.mean):.{digits}f}" if cell.seeds > 1 else ""
+        lines = [f"{times * cell.mean:.{digits}f}{half}"]
+    if cell.missing or cell.failed:
+        lines.append(f"{cell.seeds} of {cell.seeds + cell.missing + cell.failed} seeds")
+    if not pd.isna(cell.gain):
+        low, high = (f"{times * end:+.{digits}f}" for end in (cell.gain_low, cell.gain_high))
+        lines.append(f"gain {times * cell.gain:+.{digits}f} ({low} to {high})")
+    if not pd.isna(cell.published):
+        lines.append(f"published {times * cell.published:.4g}")
+    return "\n".join(lines + [cell.verdict] * bool(cell.verdict))
+
+
+compared = 0
+for table in declared["tables"]:
+    known = {(row, column): numbers for row, column, *numbers in table["published_values"]}
+    places = [(row, column) for row in table["rows"] for column in table["columns"]]
+    ours = pd.DataFrame([recomputed(table, row, column, known) for row, column in places])
+    theirs = pd.read_csv(folder / "tables" / f"{table['id']}.csv").fillna({"verdict": ""})
+    for exact in ("row", "column", "verdict", "seeds", "missing", "failed"):
+        assert list(ours[exact]) == list(theirs[exact]), f"table {table['id']}: {exact}"
+    for key in ours.columns[6:]:
+        for cell, a, b in zip(ours.itertuples(), ours[key], theirs[key]):
+            at = f"table {table['id']}, {label[cell.row]}, {cell.column}"
+            assert same(a, b), f"{at}: {key} is {a}, but the table says {b}"
+    compared += len(ours)
+
+    page = {"": [label[row] for row in table["rows"]]}
+    page[""] = [
+        f"{name}\nover {label[table['baseline'][row]]}" if row in table["baseline"] else name
+        for row, name in zip(table["rows"], page[""])
+    ]
+    for column in table["columns"]:
+        cells = ours[ours["column"] == column["label"]].itertuples()
+        page[column["label"]] = [text(cell, column) for cell in cells]
+    display(HTML(f"<h3>{escape(table['title'])}</h3>"))
+    show(pd.DataFrame(page))
+    display(HTML(f"<p><small>{escape(table['note'])}</small></p>"))
+print(f"{compared} cells recomputed, all equal to tables/*.csv to six decimals")
+
+# %% [markdown]
+# ## Claims, recomputed
+# Every test becomes one number per seed, and a two-sided t test of these numbers against the
+# declared threshold. The p values of one claim are corrected together (Holm).
+#
+# | kind | the number of a seed |
+# |---|---|
+# | above, below | the metric (over its ceiling, where one is named), each row by itself |
+# | trend | least-squares slope per tenfold of the option, over at least three of its values |
+# | difference, differs | row minus partner, averaged over the pairs |
+# | interaction | that difference minus the same of the control pairs |
+#
+# A significant number on the claimed side supports, on the other side contradicts; the rest is
+# undecided. A test with a failed seed says what the study declared for that case. A claim needs all
+# of its tests; a contradiction beside a support is mixed; a part without a test rules out
+# "supported".
+
+
+# %%
+def series(test, row):
+    x = values(row, test["metric"], test["reading"])
+    if test["ceiling"] is None:
+        return x
+    ceiling = values(row, test["ceiling"], test["reading"])
+    return (x / ceiling[ceiling != 0]).dropna()
+
+
+def mean_difference(test, rows, against):
+    pairs = [paired(series(test, a), series(test, b)) for a, b in zip(rows, against)]
+    return pd.concat(pairs, axis=1).dropna().mean(axis=1)
+
+
+def slopes(test, rows):
+    if len(rows) < 3:
+        return None
+    x = np.log10([declared["options"][test["option"]][row] for row in rows])
+    x = x - x.mean()
+    y = pd.concat([series(test, row) for row in rows], axis=1).dropna()
+    return pd.Series(y.to_numpy() @ x / (x @ x), index=y.index, dtype=float)
+
+
+def measured(test):
+    """(test, label, rows, number of each seed, failed seeds) of each finding of a test."""
+    named = test["rows"] + test["against"] + test["control"] + test["control_against"]
+    here = [row for row in dict.fromkeys(named) if row in declared["rows"]]
+    if test["kind"] in ("above", "below") and here:
+        found = [(f"{test['label']}: {label[row]}", [row], series(test, row)) for row in here]
+    elif test["kind"] == "trend":
+        found = [(test["label"], here, slopes(test, here))]
+    elif set(here) < set(named):  # a contrast with a part left out is another contrast
+        found = [(test["label"], here, None)]
+    else:
+        x = mean_difference(test, test["rows"], test["against"])
+        if test["kind"] == "interaction":
+            x = paired(x, mean_difference(test, test["control"], test["control_against"]))
+        found = [(test["label"], here, x)]
+    for name, rows, x in found:
+        if x is None:
+            yield test, name, rows, pd.Series(dtype=float), 0
+        else:
+            yield test, name, rows, x, sum(lost(row, series(test, row))[1] for row in rows)
+
+
+def p_value(x, null):
+    error, distance = x.std(ddof=1) / np.sqrt(len(x)), abs(x.mean() - null)
+    if error == 0:
+        return 0.0 if distance else 1.0
+    return 2 * stats.t.sf(distance / error, len(x) - 1)
+
+
+def holm(p):
+    """Each p times the number of those not smaller, never below the one before it."""
+    out, before = {}, 0.0
+    for rank, (key, value) in enumerate(sorted(p.items(), key=lambda item: item[1])):
+        before = out[key] = min(1.0, max(before, (len(p) - rank) * value))
+    return out
+
+
+def test_verdict(test, x, failed, p):
+    if failed:
+        return test["on_failure"]
+    if len(x) == 0:
+        return "not run"
+    if pd.isna(p) or p >= ALPHA:
+        return "undecided"
+    above = x.mean() > test["threshold"]
+    claimed = test["kind"] == "differs" or above == (test["kind"] != "below")
+    return "supported" if claimed else "contradicted"
+
+
+def claim_verdict(verdicts, has_gap):
+    kinds = set(verdicts)
+    if kinds <= {"not run"}:
+        return "not run"
+    if "contradicted" in kinds:
+        return "mixed" if "supported" in kinds else "contradicted"
+    return "supported" if kinds == {"supported"} and not has_gap else "undecided"
+
+
+# %%
+page = []
+assert [claim["id"] for claim in claims] == [claim["id"] for claim in declared["claims"]]
+for claim, theirs in zip(declared["claims"], claims):
+    found = [finding for test in claim["tests"] for finding in measured(test)]
+    raw = {i: p_value(x, f[0]["threshold"]) for i, f in enumerate(found) if len(x := f[3]) > 1}
+    corrected, verdicts = holm(raw), []
+    assert len(found) == len(theirs["tests"]), claim["id"]
+    for i, ((test, name, rows, x, failed), entry) in enumerate(zip(found, theirs["tests"])):
+        mean, _, low, high = interval(x)
+        p = corrected.get(i, np.nan)
+        verdicts.append(test_verdict(test, x, failed, p))
+        at = f"claim {claim['id']}, {name}"
+        assert (name, rows, len(x)) == (entry["label"], entry["evidence"], entry["seeds"]), at
+        ours = (mean, low, high, p)
+        stated = (entry["effect"], *(entry["interval"] or (None, None)), entry["p"])
+        assert all(map(same, ours, stated)), f"{at}: {ours}, but claims.json says {stated}"
+        assert verdicts[-1] == entry["verdict"], f"{at}: {verdicts[-1]}"
+        each = ", ".join(f"{seed}: {value:.4f}" for seed, value in x.items())
+        page.append([claim["id"], name, each, mean, low, high, p, verdicts[-1]])
+    verdict = f"{claim_verdict(verdicts, bool(claim['not_run']))} @{scale}"
+    assert verdict == theirs["verdict"], f"claim {claim['id']}: {verdict}"
+    page.append([claim["id"], claim["statement"], "", *[np.nan] * 4, verdict])
+header = ["claim", "test", "seed: its number", "mean", "low", "high", "p (Holm)", "verdict"]
+show(pd.DataFrame(page, columns=header))
+print(f"{len(claims)} claims with {len(page) - len(claims)} tests: all equal to claims.json")
+
+# %% [markdown]
+# ## Figures
+# Drawn from the same measurements; the plotted numbers are in `figures/data/`.
+
+# %%
+for number, figure in enumerate(declared["figures"], start=1):
+    display(HTML(f"<h3>{number}. {escape(figure['title'])}</h3>"))
+    display(Image(data=(folder / "figures" / f"{figure['id']}.png").read_bytes()))
+    display(HTML(f"<p>{escape(figure['caption'])}</p>"))
+
+# %% [markdown]
+# ## What is stated, what we assume
+
+# %%
+show(pd.DataFrame(declared["assumptions"], columns=["setting", "stated", "ours"]))
+
+# %% [markdown]
+# ## Provenance
+# Every number above belongs to a row; the row's run is a folder of `results/runs/`, a seed a folder
+# in it. Seeds that did not finish stand here with the reason.
+
+# %%
+show(runs.drop(columns="row"))
+show(pd.DataFrame(printed["knobs"], columns=[f"protocol {printed['protocol']}", ""]))

@@ -4,7 +4,8 @@ Snakemake does not see modules that a command imports, so every rule passes this
 parameter. It covers the syntax trees of the step's module and of everything of peregrine that it
 imports, plus the module of the run's method, which the registry only names. Comments, docstrings
 and formatting do not count. Left out: the command line, the configuration (its values are in the
-run's own hash), the registry and package files, so one new method reruns nothing else.
+run's own hash), the registries of methods and of data sets (data have sums; `prepare` alone covers
+their sources) and package files, so one new method or data set retrains nothing.
 
 The serialisation is our own because `ast.dump` differs between Python versions.
 """
@@ -17,9 +18,14 @@ from pathlib import Path
 from peregrine.config.options import method_target
 
 SOURCE = Path(__file__).parents[2]
-LEFT_OUT = ("peregrine.cli", "peregrine.config", "peregrine.methods.registry")
+LEFT_OUT = (
+    "peregrine.cli",
+    "peregrine.config",
+    "peregrine.data.sources",
+    "peregrine.methods.registry",
+)
 STEPS = {
-    "prepare": ("peregrine.data.prepare",),
+    "prepare": ("peregrine.data.prepare", "peregrine.data.sources"),
     "pretrain": ("peregrine.pretrain.loop",),
     "extract": ("peregrine.evaluation.features",),
     "evaluate": ("peregrine.evaluation.evaluate",),
@@ -96,8 +102,8 @@ def serialise(node: object) -> str:
         fields = []
         for name in sorted(node._fields):
             value = getattr(node, name, None)
-            if name == "body" and isinstance(value, list):
-                value = _without_docstring(node, value)
+            if isinstance(value, list):
+                value = [item for item in value if not _without_effect(node, item)]
             text = serialise(value)
             if text:
                 fields.append(f"{name}={text}")
@@ -106,17 +112,15 @@ def serialise(node: object) -> str:
         return f"[{','.join(serialise(item) for item in node)}]" if node else ""
     if node is None:
         return ""
-    return repr(node)
+    return ascii(node)  # repr depends on the Unicode tables of the Python version
 
 
-def _without_docstring(node: ast.AST, body: list) -> list:
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    first = body[0] if body else None
-    if (
-        isinstance(node, documented)
-        and isinstance(first, ast.Expr)
-        and isinstance(first.value, ast.Constant)
-        and isinstance(first.value.value, str)
-    ):
-        return body[1:]
-    return body
+def _without_effect(parent: ast.AST, item: object) -> bool:
+    """A docstring, those of attributes included, or an empty piece of an f-string.
+
+    Python 3.12.1 has such a piece in f"{x:{width}}", 3.11 and 3.13 have none.
+    """
+    if isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant):
+        return isinstance(item.value.value, str)
+    piece = isinstance(parent, ast.JoinedStr) and isinstance(item, ast.Constant)
+    return piece and item.value == ""

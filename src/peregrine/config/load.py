@@ -5,7 +5,7 @@ study defaults < study row < scale.run < scale.studies[study].run < scale.studie
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from peregrine.config.identity import run_id
 from peregrine.config.models import Config, Model, Protocol, Run, Scale, Study, StudyOverlay
 from peregrine.config.options import method_options
 from peregrine.errors import UserError
+from peregrine.methods.registry import METHODS
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -61,10 +62,10 @@ def read_yaml(path: Path) -> dict:
     return data
 
 
-def validate(model: type[M], data: Mapping[str, Any], where: str) -> M:
+def validate(model: type[M], data: Any, where: str) -> M:
     """Checked model; the first problem becomes one line that names place, key and remedy."""
     try:
-        return model(**data)
+        return model.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "(top)"
@@ -115,6 +116,19 @@ class Cell:
     label: str
     run: Run
     id: str
+
+    def option(self, path: str) -> float:
+        """The number at a dotted path of the run, such as method.codes.
+
+        Raises:
+            UserError: there is none.
+        """
+        value: Any = self.run.model_dump(mode="json")
+        for part in path.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"study {self.study}, row {self.row}: option '{path}' is not a number")
+        return float(value)
 
 
 @dataclass(frozen=True)
@@ -172,6 +186,11 @@ def load(folder: Path = Path("config"), **overrides: Any) -> Project:
     config = load_config(folder, **overrides)
     scale_path = folder / "scales" / f"{config.scale}.yaml"
     scale = validate(Scale, read_yaml(scale_path), str(scale_path))
+    _check_name(scale.name, scale_path)
+    for name in scale.studies:
+        if not (folder / "studies" / f"{name}.yaml").is_file():
+            known = sorted(path.stem for path in (folder / "studies").glob("*.yaml"))
+            raise UserError(f"{scale_path}: no study '{name}'; {_hint(name, known)}")
     presets = read_yaml(folder / "presets.yaml")
     protocols = read_yaml(folder / "protocols.yaml")
     if scale.protocol not in protocols:
@@ -182,8 +201,21 @@ def load(folder: Path = Path("config"), **overrides: Any) -> Project:
     for name in config.studies:
         study_path = folder / "studies" / f"{name}.yaml"
         studies[name] = validate(Study, read_yaml(study_path), str(study_path))
+        _check_name(studies[name].name, study_path)
         cells += resolve(studies[name], scale, presets)
     return Project(config, scale, protocol, studies, tuple(cells))
+
+
+def _check_name(name: str, path: Path) -> None:
+    if name != path.stem:
+        raise UserError(f"{path}: name is '{name}' but the file's is '{path.stem}'; make them one")
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    """What may have been meant by an unknown name."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, 1, 0.5)
+    return f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(known) or 'none'}"
 
 
 def resolve(study: Study, scale: Scale, presets: Mapping[str, Any]) -> list[Cell]:
@@ -207,7 +239,7 @@ def resolve(study: Study, scale: Scale, presets: Mapping[str, Any]) -> list[Cell
             continue
         row = study.rows[name]
         layers = (study.defaults, row.run, scale.run, overlay.run, overlay.row.get(name, {}))
-        where = f"study {study.name}, row {name}"
+        where = f"studies/{study.name}.yaml, row {name}, with scales/{scale.name}.yaml"
         run = build_run([_expand(layer, presets, where) for layer in layers], where)
         cells.append(Cell(study.name, name, row.label, run, run_id(run)))
     return cells
@@ -216,10 +248,13 @@ def resolve(study: Study, scale: Scale, presets: Mapping[str, Any]) -> list[Cell
 def build_run(layers: list[Mapping[str, Any]], where: str) -> Run:
     """One run from layers of plain values, method options checked and filled in."""
     data = merge(*layers)
-    method = dict(data.get("method") or {})
-    name = method.pop("name", None)
+    given = data.get("method")
+    name = given.get("name") if isinstance(given, Mapping) else None
     if not isinstance(name, str):
-        raise UserError(f"{where}: method.name is missing")
+        raise UserError(f"{where}: method.name is missing; there are: {', '.join(METHODS)}")
+    if name not in METHODS:
+        raise UserError(f"{where}: method '{name}' is unknown; {_hint(name, METHODS)}")
+    method = {key: value for key, value in given.items() if key != "name"}
     options = validate(method_options(name), method, f"{where}: method {name}")
     data["method"] = {"name": name, **options.model_dump(mode="json")}
     return validate(Run, data, where)
@@ -237,12 +272,15 @@ def _expand(layer: Mapping[str, Any], presets: Mapping[str, Any], where: str) ->
     return out
 
 
-def _preset(presets: Mapping[str, Any], kind: str, name: str, where: str) -> Any:
-    table = presets.get(kind, {})
-    if name not in table:
-        close = difflib.get_close_matches(str(name), list(table), 1, 0.5)
-        hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(table)}"
+def _preset(presets: Mapping[str, Any], kind: str, name: Any, where: str) -> Any:
+    table = presets.get(kind)
+    if not isinstance(table, Mapping):
+        raise UserError(f"presets.yaml: {kind} must be a mapping of names to presets")
+    if not isinstance(name, str) or name not in table:
+        hint = _hint(str(name), map(str, table))
         raise UserError(f"{where}: {kind} preset '{name}' is not in presets.yaml; {hint}")
+    if kind == "methods" and not isinstance(table[name], Mapping):
+        raise UserError(f"presets.yaml: methods.{name} must be a mapping of options")
     return table[name]
 
 

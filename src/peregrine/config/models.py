@@ -6,7 +6,7 @@ default is left out of a run's identity (see `identity`), so defaults are frozen
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
@@ -17,6 +17,20 @@ class Model(BaseModel):
     """Base of all configuration: immutable, unknown keys refused, no NaN."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        # YAML reads yes and on as true, which pydantic would take for the number 1.
+        kind = cls.model_fields[info.field_name].annotation
+        if kind is not bool and _has_bool(value):
+            raise ValueError("true, false, yes, no, on and off are no values here")
+        return value
+
+
+def _has_bool(value: Any) -> bool:
+    inside = isinstance(value, (list, tuple)) and any(map(_has_bool, value))
+    return isinstance(value, bool) or inside
 
 
 class MethodOptions(Model):
@@ -162,6 +176,14 @@ class Figure(Model):
     option_symbol: str = Field("", description="The option in a word or letter, for the legend.")
     baseline: dict[str, str] = Field({}, description="Row -> row over which its gain is drawn.")
 
+    @model_validator(mode="after")
+    def _complete(self) -> "Figure":
+        if (self.kind == "metric_over_option") != (self.option is not None):
+            raise ValueError(f"{self.kind}: option goes with metric_over_option, and only there")
+        if self.kind == "gain" and not self.baseline:
+            raise ValueError("gain: baseline says over which row each gain is drawn")
+        return self
+
 
 class Test(Model):
     """What decides a claim; declared before any result. See peregrine.reporting.claims."""
@@ -287,3 +309,9 @@ class Config(Model):
     )
     results: str = Field("results", description="Folder of data, runs and tables.")
     reports: str = Field("reports", description="Folder of notebooks, pages and PDFs.")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "Config":
+        if len(set(self.studies)) != len(self.studies):
+            raise ValueError("studies names a study twice")
+        return self

@@ -31,7 +31,7 @@ def method_target(name: str) -> tuple[str, str]:
         UserError: no such method.
     """
     if name not in METHODS:
-        raise UserError(f"method '{name}' is unknown; the registry has {', '.join(sorted(METHODS))}")
+        raise UserError(f"method '{name}' is unknown; there are: {', '.join(sorted(METHODS))}")
     module, _, attribute = METHODS[name].partition(":")
     return module, attribute
 

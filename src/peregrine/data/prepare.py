@@ -65,9 +65,11 @@ def prepare(name: str, folder: Path) -> Path:
 def load(path: Path) -> Prepared:
     """Read a prepared data set and verify every split against its recorded sum."""
     record = read_json(path.with_suffix(".json"))
-    arrays, _ = read_tensors(path, verify=False)
+    names = [f"{split}_{part}" for split in SPLITS for part in ("images", "labels")]
+    arrays, _ = read_tensors(path, names, verify=False)
     splits = {s: Split(arrays[f"{s}_images"], arrays[f"{s}_labels"]) for s in SPLITS}
     for name, split in splits.items():
+        _check(path.stem, name, split, len(record["classes"]))
         if split_sum(split) != record["sums"][name]:
             raise UserError(f"{path}: {name} fails its checksum; delete it and run prepare again")
     return Prepared(
@@ -91,6 +93,6 @@ def split_sum(split: Split) -> str:
 def _check(name: str, split: str, data: Split, classes: int) -> None:
     images, labels = data.images, data.labels
     if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(labels):
-        raise UserError(f"data set {name}, {split}: images must be uint8 [n, c, h, w] with n labels")
+        raise UserError(f"data set {name}, {split}: images must be uint8 [n, c, h, w], n labels")
     if not len(labels) or labels.min() < 0 or labels.max() >= classes:
         raise UserError(f"data set {name}, {split}: labels must lie in 0..{classes - 1}")

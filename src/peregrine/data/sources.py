@@ -1,4 +1,4 @@
-"""Registry of data sets: where the images come from, how they are checked, what they may be used for.
+"""Registry of data sets: where the images come from, how they are checked, what use is allowed.
 
 A source yields raw arrays; `prepare` writes them as one uint8 file of one layout. A new data set is
 one function and one entry of SOURCES.

@@ -5,16 +5,14 @@ normalise. Every random number comes from one generator and is drawn before a pi
 count that depends on the number of views alone. The deterministic pieces equal
 torchvision.transforms.v2.functional on float images in [0, 1], with a parameter per image; the
 distributions are those of RandomResizedCrop, RandomHorizontalFlip, ColorJitter (with an order of
-its operations per image), RandomGrayscale, GaussianBlur and RandomSolarize.
-
-Parameters are host tensors: the host knows which images an operation concerns, has no others
-computed and never waits for a GPU.
+its operations per image), RandomGrayscale, GaussianBlur and RandomSolarize. Parameters are host
+tensors: the host then has nothing computed in vain and never waits for a GPU.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import permutations
+from itertools import accumulate, permutations
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 ORDERS = tuple(permutations(range(4)))  # of the colour operations, by the number that is drawn
-LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue (ITU-R 601)
 ATTEMPTS = 10  # of RandomResizedCrop, before it falls back to a central crop
 DRAWS = 2 * ATTEMPTS + 13  # random numbers per view of an image, whatever its settings
 CPU_CHUNK = 2**18  # floats made at a time: 1 MB and its temporaries stay in a core's cache
@@ -56,7 +53,7 @@ class Views:
 
 @dataclass
 class Parameters:
-    """Host tensors [n, v] for v views of n images, or [m] for m views; box and factors end in [4]."""
+    """Host tensors [n, v] for v views of n images, or [m]; box and factors have a last [4]."""
 
     box: Tensor  # top, left, height, width in px
     flip: Tensor  # bool, as jitter, grey, blur and solarise
@@ -70,7 +67,7 @@ class Parameters:
 
     def flat(self, images: slice, views: Sequence[int]) -> "Parameters":
         """Those of some images and views, image by image: [n, v] -> [m]."""
-        pick = slice(None) if len(views) == self.top.shape[1] else views
+        pick = slice(None) if len(views) == self.box.shape[1] else views
         return Parameters(**{k: v[images, pick].flatten(0, 1) for k, v in vars(self).items()})
 
 
@@ -93,23 +90,21 @@ def make_views(
     n, c, h, w = images_uint8.shape
     device = images_uint8.device
     parameters = draw_parameters(spec, n, h, w, generator)
-    normalise = torch.tensor([[1 / s for s in std], [-m / s for m, s in zip(mean, std)]])
-    scale, offset = _send(normalise, device).view(2, c, 1, 1)
+    means, stds = torch.tensor([mean, std]).view(2, c, 1, 1)
+    scale, shift = _send(torch.stack([1 / stds, -means / stds]), device)
     # Groups that differ in probabilities and strengths only are made in one go: at small batches
     # the number of operations started is what costs.
-    batches: dict[tuple, list[tuple[int, range]]] = {}
-    seen = 0
+    batches: dict[tuple, list[int]] = {}
     for number, s in enumerate(spec):
         strengths = (s.brightness, s.contrast, s.saturation, s.hue)
         active = tuple(op for op, strength in enumerate(strengths) if strength > 0 and s.jitter > 0)
-        members = batches.setdefault((s.size, active, s.solarise_threshold), [])
-        members.append((number, range(seen, seen + s.count)))
-        seen += s.count
-    groups: dict[int, ViewGroup] = {}
+        batches.setdefault((s.size, active, s.solarise_threshold), []).append(number)
+    offsets = [0, *accumulate(s.count for s in spec)]
+    images: dict[int, Tensor] = {}
     # Autocast would turn the crops' matrix products into bfloat16.
     with torch.autocast(device.type, enabled=False):
         for (size, active, threshold), members in batches.items():
-            views = [view for _, group in members for view in group]
+            views = [view for m in members for view in range(offsets[m], offsets[m + 1])]
             out = torch.empty(len(views), n, c, size, size, device=device)
             floats = n * c * max(h * w, len(views) * size * size)
             chunk = ceil(n / ceil(floats / CPU_CHUNK)) if device.type == "cpu" else n
@@ -118,10 +113,9 @@ def make_views(
                 p = parameters.flat(part, views)
                 made = _transform(images_uint8[part], p, size, active, threshold)
                 by_view = made.unflatten(0, (-1, len(views))).transpose(0, 1)
-                torch.addcmul(offset, by_view, scale, out=out[:, part])
-            for (number, _), images in zip(members, out.split([len(group) for _, group in members])):
-                groups[number] = ViewGroup(spec[number].role, images)
-    return Views([groups[number] for number in range(len(spec))])
+                torch.addcmul(shift, by_view, scale, out=out[:, part])
+            images.update(zip(members, out.split([spec[m].count for m in members])))
+    return Views([ViewGroup(s.role, images[number]) for number, s in enumerate(spec)])
 
 
 def _check(
@@ -173,9 +167,7 @@ def _replace(
 
 def _send(host: Tensor, device: torch.device) -> Tensor:
     """Copy to `device` without waiting: CUDA copies pinned memory only in the background."""
-    if device.type == "cuda":
-        host = host.pin_memory()
-    return host.to(device, non_blocking=True)
+    return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
 
 
 def draw_parameters(
@@ -234,29 +226,28 @@ def resized_crop(images: Tensor, boxes: Tensor, flip: Tensor, size: tuple[int, i
     (a = -0.5), antialiased and not clamped: values may leave [0, 1], as those of torchvision's
     resized_crop(..., interpolation=BICUBIC, antialias=True) do on float images.
     """
-    host = torch.cat([boxes, flip[:, None]], 1).float().t().contiguous()
-    top, left, height, width, mirror = _send(host, images.device)
-    tallest, widest = boxes[:, 2:].amax(0).tolist()
-    rows = _bicubic(top, height, torch.zeros_like(mirror), images.shape[2], size[0], tallest)
-    columns = _bicubic(left, width, mirror, images.shape[3], size[1], widest)
+    top, left, height, width = boxes.unbind(1)
+    upright = torch.zeros_like(flip)
+    axes = torch.stack([top, height, upright, left, width, flip]).float()
+    vertical, horizontal = _send(axes, images.device).chunk(2)
+    rows = _bicubic(vertical, images.shape[2], size[0], int(height.max()))
+    columns = _bicubic(horizontal, images.shape[3], size[1], int(width.max()))
     return _separable(images, rows, columns)
 
 
-def _bicubic(
-    start: Tensor, length: Tensor, mirror: Tensor, extent: int, size: int, longest: int
-) -> Tensor:
+def _bicubic(axis: Tensor, extent: int, size: int, longest: int) -> Tensor:
     """Weights [m, size, extent] that resize [start, start + length) of an axis of `extent` px.
 
-    As aten/src/ATen/native/cpu/UpSampleKernel.cpp has them: the kernel reaches 2 * max(scale, 1)
-    px, is cut at the box and normalised. No length exceeds `longest`.
+    axis is [3, m]: start, length (none above `longest`) and whether to mirror. As in aten's
+    UpSampleKernel.cpp the kernel reaches 2 * max(scale, 1) px, is cut at the box and normalised.
     """
-    start, length, mirror = (x[:, None, None] for x in (start, length, mirror))
-    output = torch.arange(size, device=start.device)[:, None] + 0.5
+    start, length, mirror = axis[:, :, None, None]
+    output = torch.arange(size, device=axis.device)[:, None] + 0.5
     scale = length / size
     stretch = scale.clamp_min(1)
     centre = (output + mirror * (size - 2 * output)) * scale
     # Only the taps within reach are computed, then spread: at 32 px 4 of 32.
-    taps = torch.arange(ceil(4 * max(longest / size, 1)), device=start.device) + 0.5
+    taps = torch.arange(ceil(4 * max(longest / size, 1)), device=axis.device) + 0.5
     pixel = (centre - 2 * stretch - 0.5).ceil_() + taps
     # Keys' kernel without a branch, twice over: with u = max(2 - |x|, 0) and v = max(u - 1, 0) it
     # is u^2 (u - 1) + 2 v^2 (1 - 2 v).
@@ -267,7 +258,7 @@ def _bicubic(
     taps.addcmul_(v * v, v.mul_(-2).add_(1), value=2)
     taps.mul_((pixel > 0).logical_and_(pixel < length))
     taps.div_(taps.sum(-1, keepdim=True))
-    weights = torch.zeros(len(start), size, extent, device=start.device)
+    weights = torch.zeros(axis.shape[1], size, extent, device=axis.device)
     return weights.scatter_add_(2, pixel.add_(start).clamp_(0, extent - 1).long(), taps)
 
 
@@ -298,9 +289,8 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
     if kernel_size % 2 == 0 or kernel_size // 2 >= min(h, w):
         raise ValueError(f"a blur of {kernel_size} taps does not fit images of {h} x {w} px")
     offsets = torch.arange(kernel_size) - kernel_size // 2
-    kernel = (offsets / sigma[:, None]).square_().mul_(-0.5).softmax(1)
-    kernel = _send(kernel, images.device)
-    matrices = ((kernel @ _taps(s, kernel_size, images.device)).view(-1, s, s) for s in (h, w))
+    kernel = _send((offsets / sigma[:, None]).square_().mul_(-0.5).softmax(1), images.device)
+    matrices = [(kernel @ _taps(s, kernel_size, images.device)).view(-1, s, s) for s in (h, w)]
     return _separable(images, *matrices)
 
 
@@ -368,12 +358,11 @@ def _blend_(images: Tensor, ratio: Tensor, to_mean: Tensor, to_luma: Tensor) -> 
 
     Brightness, contrast and saturation are this blend: 1 - ratio goes to black, mean or luma.
     """
-    if len(images):
-        luma = to_grey(images)
-        reference = luma.mean((1, 2, 3), keepdim=True).mul_(to_mean)
-        if images.shape[1] == 3:
-            reference = torch.addcmul(reference, luma, to_luma)
-        torch.addcmul(reference, images, ratio, out=images).clamp_(0, 1)
+    luma = to_grey(images)
+    reference = luma.mean((1, 2, 3), keepdim=True).mul_(to_mean)
+    if images.shape[1] == 3:
+        reference = torch.addcmul(reference, luma, to_luma)
+    torch.addcmul(reference, images, ratio, out=images).clamp_(0, 1)
 
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
@@ -397,16 +386,11 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
 
 
 def to_grey(images: Tensor) -> Tensor:
-    """Luma [n, 1, h, w] of [n, c, h, w] with torchvision's weights; one channel: identity."""
+    """Luma (ITU-R 601) [n, 1, h, w] of [n, c, h, w], torchvision's; one channel: identity."""
     if images.shape[1] == 1:
         return images
-    luma = torch.matmul(_luma(images.device), images.flatten(2))
-    return luma.view(len(images), 1, *images.shape[2:])
-
-
-@lru_cache(maxsize=4)
-def _luma(device: torch.device) -> Tensor:
-    return torch.tensor(LUMA, device=device)
+    red, green, blue = images.split(1, 1)
+    return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
 
 def solarise(images: Tensor, threshold: float) -> Tensor:

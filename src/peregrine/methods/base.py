@@ -42,11 +42,17 @@ class Encoded:
 
 @dataclass
 class Description:
-    """What evaluation sees: features [n, f], embeddings [n, d], scores [n, c] where there are any."""
+    """What evaluation sees: features [n, f], embeddings [n, d], scores [n, c] if any."""
 
     features: Tensor
     embeddings: Tensor
     scores: Tensor | None = None
+
+
+def by_role(views: Views) -> list[Tensor]:
+    """Images [n, c, h, w] of every view: sources first, whatever order the run lists them in."""
+    roles = ("source", "target", "local")
+    return [view for role in roles for group in views.by_role(role) for view in group.images]
 
 
 class Method(nn.Module):
@@ -59,9 +65,8 @@ class Method(nn.Module):
         self.setting = setting
 
     def encode(self, views: Views) -> Encoded:
-        """Backbone features of every view; views of one group go through one by one."""
-        online = [self.backbone(view) for group in views.groups for view in group.images]
-        return Encoded(online=online, target=[])
+        """Backbone features of every view, one after the other in the order of by_role."""
+        return Encoded(online=[self.backbone(view) for view in by_role(views)], target=[])
 
     def losses(self, encoded: Encoded, progress: Progress) -> dict[str, Tensor]:
         """Loss terms of the whole batch, scalars by name; their sum is minimised."""

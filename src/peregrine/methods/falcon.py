@@ -10,7 +10,7 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,6 +29,14 @@ class Options(MethodOptions):
     symmetric: bool = Field(False, description="Average both view orders, as released.")
     beta: float = Field(1.0, gt=0, description="Weight of the invariance term.")
     epsilon: float = Field(1e-8, gt=0, lt=1, description="Mass of a code that is not chosen.")
+
+    @model_validator(mode="after")
+    def _aligned_code_is_largest(self) -> "Options":
+        if self.epsilon * self.codes >= 1:
+            raise ValueError(
+                f"epsilon {self.epsilon} is too large for {self.codes} codes: keep it below 1/codes"
+            )
+        return self
 
 
 def temperature(embedding: int, batch: int, codes: int, epsilon: float) -> float:

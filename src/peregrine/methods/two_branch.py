@@ -27,8 +27,8 @@ from torch.nn import functional as F
 
 from peregrine.config.models import MethodOptions
 from peregrine.data.views import Views
-from peregrine.methods.base import Description, Encoded, Method, Progress, Setting
-from peregrine.methods.feature_augmentation import FeatureQueue, mask, nearest
+from peregrine.methods.base import Description, Encoded, Method, Progress, Setting, by_role
+from peregrine.methods.feature_augmentation import FeatureQueue, cosines, mask, nearest
 from peregrine.nets.heads import mlp
 
 
@@ -62,8 +62,12 @@ class Options(MethodOptions):
         if augmented == (self.operator == "none"):
             need = "an operator (nn, mask)" if augmented else "operator none"
             raise ValueError(f"placement {self.placement} needs {need}")
-        if self.criterion == "nt_xent" and (self.placement != "none" or self.target == "ema"):
-            raise ValueError("criterion nt_xent is SimCLR's own: placement none, target shared")
+        if self.criterion == "nt_xent" and (
+            self.placement != "none" or self.target == "ema" or self.detach_target
+        ):
+            raise ValueError(
+                "criterion nt_xent is SimCLR's own: placement none, target shared, not detached"
+            )
         if not self._online_attached() and not self._target_attached():
             raise ValueError(
                 f"no gradient reaches the backbone: placement {self.placement} with stop_gradient"
@@ -86,7 +90,7 @@ def infonce(online: Tensor, target: Tensor, *, temperature: float) -> Tensor:
     Args:
         online, target: [n, d], of any length; scalar result. Source: feature-augmentation.md, 2.
     """
-    logits = F.normalize(online, dim=1) @ F.normalize(target, dim=1).T / temperature
+    logits = cosines(online, target) / temperature
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
 
@@ -97,8 +101,8 @@ def nt_xent(za: Tensor, zb: Tensor, *, temperature: float) -> Tensor:
         za, zb: [n, d]. Source: Chen et al. 2020, equation 1, mean over 2N anchors.
     """
     n = len(za)
-    z = F.normalize(torch.cat([za, zb]), dim=1)
-    logits = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
+    z = torch.cat([za, zb])
+    logits = (cosines(z, z) / temperature).fill_diagonal_(-torch.inf)
     return F.cross_entropy(logits, torch.arange(2 * n, device=z.device).roll(n))
 
 
@@ -134,8 +138,7 @@ class TwoBranch(Method):
         encoded = super().encode(views)
         if self.target is not None:
             with torch.no_grad():
-                images = [view for group in views.groups for view in group.images]
-                encoded.target = [self.target[0](view) for view in images]
+                encoded.target = [self.target[0](view) for view in by_role(views)]
         return encoded
 
     def losses(self, encoded: Encoded, progress: Progress) -> dict[str, Tensor]:

@@ -6,6 +6,9 @@ from torch.nn import functional as F
 
 from peregrine.config.models import BackboneSpec
 
+SLOPE = 0.2
+"""Of every LeakyReLU."""
+
 
 class _Block(nn.Module):
     """Two 3x3 convolutions with a shortcut; halves the image where `pool` says so."""
@@ -14,16 +17,19 @@ class _Block(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.shortcut = nn.Conv2d(channels, width, 1) if first else nn.Identity()
+        if first:
+            self.shortcut = nn.Conv2d(channels, width, 1)
         self.pool = pool
         self.first = first
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x if self.first else _act(x)
-        y = self.conv2(_act(self.conv1(y)))
-        if self.pool:
-            y, x = F.avg_pool2d(y, 2), F.avg_pool2d(x, 2)
-        return y + self.shortcut(x)
+        y = self.conv1(x if self.first else F.leaky_relu(x, SLOPE))
+        y = self.conv2(F.leaky_relu(y, SLOPE, inplace=True))
+        if not self.pool:
+            return y + x
+        if self.first:  # 1x1 convolution after pooling, on a quarter of the pixels
+            return F.avg_pool2d(y, 2) + self.shortcut(F.avg_pool2d(x, 2))
+        return F.avg_pool2d(y + x, 2)  # both sides are pooled, so their sum may be
 
 
 class ResNet8(nn.Module):
@@ -51,11 +57,7 @@ class ResNet8(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, c, h, w] -> [n, F]; h and w are at least 4."""
-        return _act(self.blocks(x)).mean(dim=(2, 3))
-
-
-def _act(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, 0.2)
+        return F.leaky_relu(self.blocks(x), SLOPE).mean(dim=(2, 3))
 
 
 def build_backbone(spec: BackboneSpec, channels: int) -> nn.Module:

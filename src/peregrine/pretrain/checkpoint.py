@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from peregrine.errors import UserError
-from peregrine.files import read_tensors, write_text, write_tensors
+from peregrine.files import read_tensors, write_tensors, write_text
 
 FOLDER = "resume"
 NAME = "last.safetensors"
@@ -107,25 +107,35 @@ def restore(
     if not path.exists():
         return expected
     arrays, metadata = read_tensors(path)
-    position = Position(**json.loads(metadata["position"]))
-    if (position.run, position.seed) != (expected.run, expected.seed):
+    facts = json.loads(metadata["position"])
+    if (facts["run"], facts["seed"]) != (expected.run, expected.seed):
         raise UserError(
-            f"{path} is a checkpoint of run {position.run}, seed {position.seed}; remove it"
+            f"{path} is a checkpoint of run {facts['run']}, seed {facts['seed']}; remove it"
         )
-    if (position.code, position.data) != (expected.code, expected.data):
+    if (facts["code"], facts["data"]) != (expected.code, expected.data):
         print(f"{path}: older code or other data; starting again", flush=True)
         return expected
+    position = Position(**facts)  # only now: older code may have had other fields
     tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
     for name, module in modules.items():
         module.load_state_dict(_below(tensors, name))
     for name, optimizer in optimizers.items():
+        parameters = [each for group in optimizer.param_groups for each in group["params"]]
         states: dict[int, dict[str, Tensor]] = {}
         for key, value in _below(tensors, name).items():
             index, _, part = key.partition("/")
-            states.setdefault(int(index), {})[part] = value
+            states.setdefault(int(index), {})[part] = _laid_out(value, parameters[int(index)])
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": states, "param_groups": groups})
     return position
+
+
+def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
+    """`value` with the strides of its parameter: fused optimisers pair elements by their place in
+    memory, and a contiguous moment beside a channels-last weight would belong to another one."""
+    if value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device="cpu").copy_(value)
 
 
 def _below(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:

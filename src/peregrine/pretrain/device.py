@@ -5,12 +5,23 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from peregrine.errors import UserError
+
 
 def pick_device(wanted: str = "auto") -> torch.device:
-    """`auto` is the first CUDA device where there is one, else the CPU."""
-    if wanted != "auto":
-        return torch.device(wanted)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """`auto` is the first CUDA device where there is one, else the CPU.
+
+    Raises:
+        UserError: no such device.
+    """
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = wanted.partition(":")
+    if wanted != "cpu" and (kind != "cuda" or (index and not index.isdecimal())):
+        raise UserError(f"device '{wanted}' is unknown; there are: auto, cpu, cuda, cuda:N")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device '{wanted}' is not there; torch sees {torch.cuda.device_count()}")
+    return torch.device(wanted)
 
 
 def set_threads(threads: int) -> None:

@@ -70,7 +70,8 @@ class Trainer:
     def _schedule(self, lr: float) -> Schedule:
         spec, steps = self.run.optimizer, self.steps
         base = effective_lr(lr, self.run.batch_size)
-        return Schedule(base, spec.warmup_start, spec.warmup_epochs * steps, self.run.epochs * steps)
+        total = self.run.epochs * steps
+        return Schedule(base, spec.warmup_start, spec.warmup_epochs * steps, total)
 
     def normalised(self, images: Tensor) -> Tensor:
         """uint8 [n, c, h, w] -> float32 with the data set's mean and sd."""
@@ -103,7 +104,8 @@ class Trainer:
         """One optimiser step on the images `rows`; detached loss terms and probe hit rate."""
         set_lr(self.optimizer, self.schedule.at(now.step))
         set_lr(self.probe_optimizer, self.probe_schedule.at(now.step))
-        draws = generator(self.seed, "views", now.epoch, index, self.device)
+        # On the host: parameters are drawn there, the same ones for every device.
+        draws = generator(self.seed, "views", now.epoch, index)
         views = make_views(
             self.images[rows], self.run.views, draws, mean=self.mean, std=self.sd
         )

@@ -7,16 +7,17 @@ the other side contradicts, anything else is undecided, with the smallest effect
 seeds could have shown. Verdicts judge the direction at their scale, never a published number.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
-from peregrine.config.load import Cell
 from peregrine.config.models import Claim, Study, Test
 from peregrine.errors import UserError
-from peregrine.reporting.records import Records
+from peregrine.reporting.records import Evidence
 from peregrine.reporting.statistics import (
     ALPHA,
+    POWER,
     Estimate,
     detectable,
     estimate,
@@ -31,164 +32,128 @@ from peregrine.reporting.tables import rounded
 TREND_LEVELS = 3
 """A trend needs at least this many values of its option: through two, any change is a trend."""
 
-Series = Callable[[str], dict[int, float]]
-"""Row -> seed -> the test's statistic."""
-
 
 @dataclass(frozen=True)
 class Finding:
-    """One test, decided. `values`: the number of each seed; `p`: Holm-corrected."""
+    """A test with its number for each seed, and what became of the seeds behind it."""
 
     test: Test
+    label: str
     rows: tuple[str, ...]
     values: Mapping[int, float] = field(default_factory=dict)
-    found: Estimate = Estimate(0)
-    p: float | None = None
-    detectable: float | None = None
-    verdict: str = "not run"
-    failed: int = 0
     missing: int = 0
+    failed: int = 0
     remark: str = ""
+    p: float | None = None  # Holm-corrected
+    detectable: float | None = None
+
+    @cached_property
+    def found(self) -> Estimate:
+        return estimate(list(self.values.values()))
 
     @property
-    def label(self) -> str:
-        alone = self.test.kind in ("above", "below") and len(self.rows) == 1
-        return f"{self.test.label}, {self.rows[0]}" if alone else self.test.label
+    def verdict(self) -> str:
+        if self.failed:  # no conclusion from the seeds that survived
+            return self.test.on_failure
+        if not self.values:
+            return "not run"
+        if self.p is None or self.p >= ALPHA:
+            return "undecided"
+        above = self.found.mean > self.test.threshold
+        claimed = self.test.kind == "differs" or above == (self.test.kind != "below")
+        return "supported" if claimed else "contradicted"
+
+    @property
+    def interval(self) -> list[float | None] | None:
+        found = self.found
+        return None if found.low is None else [rounded(found.low), rounded(found.high)]
+
+    def notes(self) -> str:
+        """What a reader must know beside the numbers."""
+        out = [self.remark] if self.remark else []
+        out += [f"seeds missing: {self.missing}"] if self.missing else []
+        out += [f"seeds failed: {self.failed}"] if self.failed else []
+        if not self.values and not out:
+            ceiling = f", or its ceiling {self.test.ceiling} is 0" if self.test.ceiling else ""
+            out.append(f"no seed has {self.test.metric} of every row{ceiling}")
+        if self.verdict == "undecided" and len(self.values) == 1:
+            out.append("one seed has no interval")
+        if self.verdict == "undecided" and self.detectable is not None:
+            out.append(
+                f"undecided: {len(self.values)} seeds would have shown an effect of"
+                f" {self.detectable:.3g} with {POWER:.0%} power"
+            )
+        if self.verdict == "contradicted":
+            out.append("contradicted")
+        return "; ".join(out)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "label": self.label,
+            "kind": self.test.kind,
+            "metric": self.test.metric,
+            "verdict": self.verdict,
+            "effect": rounded(self.found.mean),
+            "interval": self.interval,
+            "p": rounded(self.p),
+            "detectable": rounded(self.detectable),
+            "threshold": self.test.threshold,
+            "seeds": len(self.values),
+            "missing": self.missing,
+            "failed": self.failed,
+            "remark": self.notes(),
+            "evidence": list(self.rows),
+        }
 
 
 def check_claim(study: Study, claim: Claim) -> None:
-    """Raises UserError where a test names a row that the study lacks.
-
-    Rows of baselines that are still to come are not written down: `not_run` says so in words.
-    """
+    """Raises UserError where a test names a row that the study lacks."""
     for test in claim.tests:
-        for row in (*test.rows, *test.against, *test.control, *test.control_against):
+        for row in _named(test):
             if row not in study.rows:
                 raise UserError(
                     f"study {study.name}: claim {claim.id}: row '{row}' is not a row of the study"
                 )
 
 
-def judge(claim: Claim, cells: Mapping[str, Cell], records: Records, scale: str) -> dict[str, Any]:
+def judge(claim: Claim, evidence: Evidence) -> dict[str, Any]:
     """A claim as it stands in claims.json; numbers rounded to six decimals.
 
-    Args:
-        claim: the claim and its tests.
-        cells: the rows that are run at this scale.
-        records: what was measured.
-        scale: its name, part of the verdict.
+    A claim needs all of its tests: one contradiction is enough to contradict it, beside a test
+    that supports it is 'mixed', and a part that no test covers keeps it from being 'supported'.
+    `effect` and `interval` are those of the first test with the claim's own verdict.
     """
-    findings = [finding for test in claim.tests for finding in _measure(test, cells, records)]
-    findings = _decide(findings)
-    verdict = _combine([finding.verdict for finding in findings])
-    if claim.not_run and verdict == "supported":
+    findings = _corrected([f for test in claim.tests for f in _measured(test, evidence)])
+    verdict = _combined([finding.verdict for finding in findings])
+    if verdict == "supported" and claim.not_run:
         verdict = "undecided"
-    lead = next((f for f in findings if f.verdict == verdict and f.found.n), None)
-    lead = lead or next((f for f in findings if f.found.n), None)
+    measured = [finding for finding in findings if finding.values]
+    lead = next((f for f in measured if f.verdict == verdict), measured[0] if measured else None)
     return {
         "id": claim.id,
         "statement": claim.statement,
-        "verdict": f"{verdict} @{scale}",
-        "scale": scale,
-        "tests": [_as_json(finding) for finding in findings],
+        "verdict": f"{verdict} @{evidence.scale}",
+        "scale": evidence.scale,
+        "tests": [finding.as_json() for finding in findings],
         "effect": rounded(lead.found.mean) if lead else None,
-        "interval": _interval(lead.found) if lead else None,
-        "evidence": sorted({run for finding in findings for run in _runs(finding, cells)}),
-        "reason": _reason(claim, findings, verdict),
+        "interval": lead.interval if lead else None,
+        "evidence": list(dict.fromkeys(row for finding in measured for row in finding.rows)),
+        "reason": " | ".join(_reason(claim, findings)),
     }
 
 
-def _measure(test: Test, cells: Mapping[str, Cell], records: Records) -> list[Finding]:
-    """The findings of one test, not decided yet: one per row where rows are judged singly."""
-
-    def series(row: str) -> dict[int, float]:
-        values = records.values(row, test.metric, test.reading)
-        if test.ceiling is None:
-            return values
-        ceiling = records.values(row, test.ceiling, test.reading)
-        return {s: values[s] / ceiling[s] for s in values if ceiling.get(s)}
-
-    rows = tuple(row for row in test.rows if row in cells)
-    everything = (*test.rows, *test.against, *test.control, *test.control_against)
-    absent = [row for row in dict.fromkeys(everything) if row not in cells]
-    note = f"not run at this scale: {', '.join(absent)}" if absent else ""
-    if test.kind in ("above", "below"):
-        if not rows:
-            return [Finding(test, test.rows, remark=note)]
-        return [_finding(test, (row,), series(row), series, records) for row in rows]
-    if test.kind == "trend":
-        levels = {_option(cells[row], test.option): series(row) for row in rows}
-        if len(levels) < TREND_LEVELS:
-            return [Finding(test, rows, remark=f"{note}; a trend needs {TREND_LEVELS} values")]
-        return [replace(_finding(test, rows, log_slopes(levels), series, records), remark=note)]
-    if absent:
-        return [Finding(test, tuple(dict.fromkeys(everything)), remark=note)]
-    values = pooled([paired(series(a), series(b)) for a, b in zip(test.rows, test.against)])
-    if test.kind == "interaction":
-        control = zip(test.control, test.control_against)
-        values = paired(values, pooled([paired(series(a), series(b)) for a, b in control]))
-    return [_finding(test, tuple(dict.fromkeys(everything)), values, series, records)]
+def _reason(claim: Claim, findings: Sequence[Finding]) -> Iterator[str]:
+    """What no test covers, then what is to be known of the tests, each note said once."""
+    if claim.not_run:
+        yield claim.not_run
+    notes = [(finding.label, finding.notes()) for finding in findings]
+    for note in dict.fromkeys(note for _, note in notes if note):
+        labels = [label for label, other in notes if other == note]
+        who = "all tests" if 1 < len(labels) == len(findings) else ", ".join(labels)
+        yield f"{who}: {note}"
 
 
-def _finding(
-    test: Test, rows: tuple[str, ...], values: Mapping[int, float], series: Series, records: Records
-) -> Finding:
-    counts = [records.counts(row, series(row)) for row in rows]
-    missing, failed = (sum(each) for each in zip(*counts))
-    mixed = [row for row in rows if records.mixed(row)]
-    remark = f"mixed seeds: {', '.join(mixed)}" if mixed else ""
-    found = estimate(list(values.values()))
-    return Finding(
-        test, rows, values, found, failed=failed, missing=missing, remark=remark
-    )
-
-
-def _option(cell: Cell, option: str | None) -> float:
-    value: Any = cell.run.model_dump(mode="json")
-    for part in (option or "").split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise UserError(
-            f"study {cell.study}, row {cell.row}: option '{option}' is not a positive number"
-        )
-    return float(value)
-
-
-def _decide(findings: Sequence[Finding]) -> list[Finding]:
-    """Verdicts of a claim's tests, their p values corrected together."""
-    tested = [i for i, finding in enumerate(findings) if finding.found.n > 1]
-    raw = [p_value(list(findings[i].values.values()), _null(findings[i].test)) for i in tested]
-    corrected = dict(zip(tested, holm(raw)))
-    out = []
-    for index, finding in enumerate(findings):
-        if index in corrected:
-            k, sd = finding.found.n, finding.found.sd
-            # The smallest p is held against alpha / m; the same level makes the power honest.
-            shown = detectable(sd, k, alpha=ALPHA / len(tested))
-            finding = replace(finding, p=corrected[index], detectable=shown)
-        out.append(replace(finding, verdict=_verdict(finding)))
-    return out
-
-
-def _null(test: Test) -> float:
-    return test.threshold
-
-
-def _verdict(finding: Finding) -> str:
-    test = finding.test
-    if finding.failed:
-        return test.on_failure
-    if finding.found.n == 0:
-        return "not run"
-    if finding.p is None or finding.p >= ALPHA:
-        return "undecided"
-    above = finding.found.mean > test.threshold
-    claimed = test.kind == "differs" or above == (test.kind != "below")
-    return "supported" if claimed else "contradicted"
-
-
-def _combine(verdicts: Sequence[str]) -> str:
-    """One verdict of many: a claim needs all of its tests, and one contradiction is enough."""
+def _combined(verdicts: Sequence[str]) -> str:
     kinds = set(verdicts)
     if kinds <= {"not run"}:
         return "not run"
@@ -197,55 +162,95 @@ def _combine(verdicts: Sequence[str]) -> str:
     return "supported" if kinds == {"supported"} else "undecided"
 
 
-def _reason(claim: Claim, findings: Sequence[Finding], verdict: str) -> str:
-    """What decided, what is missing, and what these seeds could have shown."""
-    out = [claim.not_run] if claim.not_run else []
+def _corrected(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings of a claim with their p values, corrected together."""
+    tested = [f for f in findings if len(f.values) > 1]
+    p_values = iter(holm([p_value(list(f.values.values()), f.test.threshold) for f in tested]))
+    out = []
     for finding in findings:
-        notes = []
-        if finding.failed:
-            notes.append(f"{finding.failed} seeds failed")
-        if finding.missing:
-            notes.append(f"{finding.missing} seeds missing")
-        if finding.remark:
-            notes.append(finding.remark)
-        if finding.verdict == "undecided" and finding.found.n == 1:
-            notes.append("one seed has no interval")
-        if finding.verdict == "not run" and not notes:
-            notes.append(f"no seed has {finding.test.metric} of every row")
-        if finding.verdict == "undecided" and finding.detectable is not None:
-            notes.append(
-                f"undecided: {finding.found.n} seeds would have shown an effect of"
-                f" {finding.detectable:.3g} or more"
+        if len(finding.values) > 1:
+            # The smallest p is held against alpha / m, so the power is computed at that level.
+            shown = detectable(finding.found.sd, finding.found.n, alpha=ALPHA / len(tested))
+            finding = replace(finding, p=next(p_values), detectable=shown)
+        out.append(finding)
+    return out
+
+
+def _measured(test: Test, evidence: Evidence) -> Iterator[Finding]:
+    """A test's number for each seed; above and below judge every row by itself."""
+    here = [row for row in _named(test) if row in evidence.cells]
+    absent = [row for row in _named(test) if row not in evidence.cells]
+    remark = f"not run at scale {evidence.scale}: {', '.join(absent)}" if absent else ""
+    if test.kind in ("above", "below") and here:
+        for row in here:
+            label = f"{test.label}: {evidence.cells[row].label}"
+            yield _counted(Finding(test, label, (row,), _series(test, row, evidence)), evidence)
+        return
+    finding = Finding(test, test.label, tuple(here), remark=remark)
+    if test.kind == "trend":
+        levels = _levels(test, here, evidence)
+        if len(levels) >= TREND_LEVELS:
+            yield _counted(replace(finding, values=log_slopes(levels)), evidence)
+        else:
+            short = f"a trend needs {TREND_LEVELS} values of {test.option}"
+            yield replace(finding, remark="; ".join(filter(None, [remark, short])))
+    elif absent:  # a contrast with a part left out is another contrast
+        yield finding
+    else:
+        values = _differences(test, test.rows, test.against, evidence)
+        if test.kind == "interaction":
+            control = _differences(test, test.control, test.control_against, evidence)
+            values = paired(values, control)
+        yield _counted(replace(finding, values=values), evidence)
+
+
+def _named(test: Test) -> list[str]:
+    every = (*test.rows, *test.against, *test.control, *test.control_against)
+    return list(dict.fromkeys(every))
+
+
+def _series(test: Test, row: str, evidence: Evidence) -> dict[int, float]:
+    """Seed -> the metric, as a share of its ceiling where the test names one."""
+    values = evidence.records.values(row, test.metric, test.reading)
+    if test.ceiling is None:
+        return values
+    ceiling = evidence.records.values(row, test.ceiling, test.reading)
+    return {seed: value / ceiling[seed] for seed, value in values.items() if ceiling.get(seed)}
+
+
+def _levels(test: Test, rows: Sequence[str], evidence: Evidence) -> dict[float, dict[int, float]]:
+    """Value of the test's option -> the series of the row that has it."""
+    out: dict[float, dict[int, float]] = {}
+    for row in rows:
+        level = evidence.cells[row].option(test.option)
+        if level <= 0 or level in out:
+            raise UserError(
+                f"study {evidence.study.name}, row {row}: a trend over {test.option} needs"
+                f" different positive values, not {level:g}"
             )
-        if finding.verdict == "contradicted" and not finding.failed:
-            notes.append("contradicted")
-        if notes:
-            out.append(f"{finding.label}: {'; '.join(notes)}")
-    return ". ".join(out)
+        out[level] = _series(test, row, evidence)
+    return out
 
 
-def _runs(finding: Finding, cells: Mapping[str, Cell]) -> list[str]:
-    return [row for row in finding.rows if row in cells]
+def _differences(
+    test: Test, rows: Sequence[str], against: Sequence[str], evidence: Evidence
+) -> dict[int, float]:
+    """Seed -> mean over the pairs of (row - its partner)."""
+    pairs = zip(rows, against, strict=True)
+    return pooled(
+        [paired(_series(test, a, evidence), _series(test, b, evidence)) for a, b in pairs]
+    )
 
 
-def _interval(found: Estimate) -> list[float | None] | None:
-    return None if found.low is None else [rounded(found.low), rounded(found.high)]
-
-
-def _as_json(finding: Finding) -> dict[str, Any]:
-    return {
-        "label": finding.label,
-        "kind": finding.test.kind,
-        "metric": finding.test.metric,
-        "verdict": finding.verdict,
-        "effect": rounded(finding.found.mean),
-        "interval": _interval(finding.found),
-        "p": rounded(finding.p),
-        "detectable": rounded(finding.detectable),
-        "threshold": rounded(finding.test.threshold),
-        "seeds": finding.found.n,
-        "missing": finding.missing,
-        "failed": finding.failed,
-        "remark": finding.remark,
-        "evidence": list(finding.rows),
-    }
+def _counted(finding: Finding, evidence: Evidence) -> Finding:
+    """With the seeds that are missing or failed, and rows whose seeds may not be averaged."""
+    records = evidence.records
+    counts = [records.counts(row, _series(finding.test, row, evidence)) for row in finding.rows]
+    mixed = [row for row in finding.rows if records.mixed(row)]
+    note = f"mixed seeds, not averaged: {', '.join(mixed)}" if mixed else ""
+    return replace(
+        finding,
+        missing=sum(missing for missing, _ in counts),
+        failed=sum(failed for _, failed in counts),
+        remark="; ".join(filter(None, [finding.remark, note])),
+    )

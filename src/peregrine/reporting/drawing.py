@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from peregrine.config.models import Figure, Panel
 
-WIDTH = 7.0  # inches: the text width of the PDF, so fonts appear at their true size
+WIDTH = 6.7  # inches: the text width of the PDF, so fonts appear at their true size
 GREY = "0.45"
 DOT = {"ls": "", "marker": ".", "alpha": 0.7, "ms": 4.5, "mew": 0}
 MEAN = {"ls": "-", "lw": 1.2, "ms": 5, "mfc": "white", "mew": 1.2, "capsize": 2.5}

@@ -16,9 +16,10 @@ import pandas as pd
 
 from peregrine import files
 from peregrine.config.load import Cell, Project
-from peregrine.config.models import Figure, Panel
+from peregrine.config.models import Figure, Panel, Study
 from peregrine.errors import UserError
 from peregrine.reporting.drawing import render
+from peregrine.reporting.records import Records, from_csv
 from peregrine.reporting.statistics import estimate
 
 DIGITS = 6
@@ -44,21 +45,21 @@ class Source:
     """Where a figure's numbers come from."""
 
     cells: dict[str, Cell]
-    metrics: dict[tuple[str, str, str], dict[int, float]]
+    records: Records
     runs: Path
     seeds: tuple[int, ...]
 
     def values(self, row: str, panel: Panel, metric: str | None = None) -> dict[int, float]:
         """Seed -> value, in percent where the panel is."""
-        found = self.metrics.get((row, panel.reading, metric or panel.metric), {})
+        found = self.records.values(row, metric or panel.metric, panel.reading)
         scale = 100.0 if panel.percent else 1.0
         return {seed: scale * value for seed, value in sorted(found.items())}
 
-    def tables(self, row: str, name: str) -> dict[int, pd.DataFrame]:
+    def curves(self, row: str, name: str) -> dict[int, pd.DataFrame]:
         """Seed -> the CSV file `name` of that seed's run; seeds without one are left out."""
         folder = self.runs / self.cells[row].id
         paths = {seed: folder / f"seed-{seed}" / name for seed in self.seeds}
-        return {seed: _read_csv(path) for seed, path in paths.items() if path.is_file()}
+        return {seed: _read_curve(path) for seed, path in paths.items() if path.is_file()}
 
 
 def draw_figures(project: Project, study: str, results: Path) -> None:
@@ -66,38 +67,29 @@ def draw_figures(project: Project, study: str, results: Path) -> None:
 
     Args:
         project: the configuration.
-        study: its name.
+        study: a name in it.
         results: the results folder; {scale}/{study}/ in it must hold metrics.csv and runs.csv.
 
     Raises:
         UserError: a file is missing or damaged, or a figure names a row that the study lacks.
     """
-    folder = results / project.scale.name / study
-    metrics: dict[tuple[str, str, str], dict[int, float]] = {}
-    columns = ["row", "reading", "metric", "seed", "value"]
-    for row, reading, metric, seed, value in _read_csv(folder / "metrics.csv", columns).values:
-        metrics.setdefault((row, reading, metric), {})[int(seed)] = float(value)
-    runs = _read_csv(folder / "runs.csv", ["row", "seed", "status"])
-    status = {(row, int(seed)): state for row, seed, state in runs.values}
-    source = Source(project.of(study), metrics, results / "runs", project.scale.seeds)
-    rows = project.studies[study].rows
-    for figure in project.studies[study].figures:
+    plan, folder = project.study(study), results / project.scale.name / study
+    source = Source(project.of(study), from_csv(folder), results / "runs", project.scale.seeds)
+    for figure in plan.figures:
         for row in (*_rows(figure), *figure.baseline, *figure.baseline.values()):
-            if row not in rows:
-                raise UserError(f"study {study}: figure {figure.id} names no row '{row}'")
+            if row not in plan.rows:
+                raise UserError(f"study {study}: figure {figure.id}: there is no row '{row}'")
         marks = [_rounded(mark) for mark in MARKS[figure.kind](figure, source)]
         frame = pd.DataFrame(marks, columns=Mark._fields)
         files.write_csv(folder / "figures" / "data" / f"{figure.id}.csv", Mark._fields, marks)
-        notes = _notes(figure, source, frame, status, {name: rows[name].label for name in rows})
-        for suffix, data in render(figure, frame, notes).items():
+        pictures = render(figure, frame, _notes(figure, plan, source, frame))
+        for suffix, data in pictures.items():
             files.write_bytes(folder / "figures" / f"{figure.id}.{suffix}", data)
 
 
-def _read_csv(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
+def _read_curve(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_csv(path, usecols=columns)[columns or slice(None)]
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run the step that writes it") from None
+        return pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it and rerun its step") from None
 
@@ -147,22 +139,13 @@ def _untrained(figure: Figure, source: Source) -> Iterator[Mark]:
         values = source.values(figure.untrained, panel)
         if values:
             cell, mean = source.cells[figure.untrained], _mean(values.values())[0]
-            x = _option(cell, figure.option) if panel.untrained_at_option else ""
+            x = cell.option(figure.option) if panel.untrained_at_option else ""
             yield Mark(panel.label, "", cell.label, x, "untrained", "", mean)
-
-
-def _option(cell: Cell, option: str | None) -> float:
-    value = cell.run.model_dump(mode="json")
-    for part in (option or "").split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"study {cell.study}, row {cell.row}: option '{option}' is not a number")
-    return float(value)
 
 
 def _over_option(figure: Figure, source: Source) -> Iterator[Mark]:
     for panel, group, cell in _present(figure, source):
-        x = _option(cell, figure.option)
+        x = cell.option(figure.option)
         yield from _seeds_and_mean(panel, group, cell.label, x, source.values(cell.row, panel))
         level = source.values(cell.row, panel, panel.level) if panel.level else {}
         if level:
@@ -195,7 +178,7 @@ def _gain(figure: Figure, source: Source) -> Iterator[Mark]:
 def _history(figure: Figure, source: Source) -> Iterator[Mark]:
     for panel, group, cell in _present(figure, source):
         scale, curves = 100.0 if panel.percent else 1.0, {}
-        for seed, table in source.tables(cell.row, "history.csv").items():
+        for seed, table in source.curves(cell.row, "history.csv").items():
             if panel.metric in table:
                 curves[seed] = scale * table.set_index("epoch")[panel.metric]
         yield from _curves(panel, group, cell.label, curves, np.mean)
@@ -204,7 +187,7 @@ def _history(figure: Figure, source: Source) -> Iterator[Mark]:
 def _spectrum(figure: Figure, source: Source) -> Iterator[Mark]:
     for panel, group, cell in _present(figure, source):
         curves = {}
-        for seed, table in source.tables(cell.row, f"{panel.reading}/spectrum.csv").items():
+        for seed, table in source.curves(cell.row, f"{panel.reading}/spectrum.csv").items():
             values = table[table["layer"] == panel.metric].set_index("index")["value"] ** 2
             if values.sum() > 0:
                 share = values[values > 0] / values.sum()
@@ -246,29 +229,24 @@ MARKS: dict[str, Callable[[Figure, Source], Iterator[Mark]]] = {
 }
 
 
-def _notes(
-    figure: Figure,
-    source: Source,
-    frame: pd.DataFrame,
-    status: dict[tuple[str, int], str],
-    labels: dict[str, str],
-) -> list[str]:
+def _notes(figure: Figure, study: Study, source: Source, frame: pd.DataFrame) -> list[str]:
     """What is not in the picture: seeds that are missing or failed, rows that the scale lacks."""
-    notes, absent = [], []
+    status = {(run.row, run.seed): run.status for run in source.records.runs}
+    notes, absent, total = [], [], len(source.seeds)
     for row in dict.fromkeys(_rows(figure)):
+        label = study.rows[row].label
         if row not in source.cells:
-            absent.append(labels[row])
+            absent.append(label)
             continue
         if row == figure.untrained:
             shown = {seed for panel in figure.panels for seed in source.values(row, panel)}
         else:
-            mine = frame[(frame["label"] == labels[row]) & (frame["kind"] == "seed")]
+            mine = frame[(frame["label"] == label) & (frame["kind"] == "seed")]
             shown = {int(seed) for seed in mine["seed"]}
         lost = [seed for seed in source.seeds if seed not in shown]
         if lost:
             why = ", ".join(f"seed {seed} {status.get((row, seed), 'missing')}" for seed in lost)
-            total = len(source.seeds)
-            notes.append(f"{labels[row]}: {total - len(lost)} of {total} seeds ({why})")
+            notes.append(f"{label}: {total - len(lost)} of {total} seeds ({why})")
     if absent:
         notes.append(f"Not run at this scale: {'; '.join(absent)}.")
     return notes

@@ -65,6 +65,7 @@ def execute(
                 progress_bar=False,
                 request_save_on_cell_execute=False,
                 execution_timeout=CELL_SECONDS,
+                config=_transport(Path(scratch)),
             )
         except PapermillExecutionError as error:
             reason = " ".join(f"{error.ename}: {error.evalue}".split())
@@ -99,6 +100,16 @@ def _private_kernel(scratch: Path) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def _transport(scratch: Path) -> Any:
+    """Talk to the kernel through sockets in `scratch`: two reports at once share no port.
+
+    Such a path must stay below 108 bytes; where the temporary folder is a long one, TCP it is.
+    """
+    from traitlets.config import Config
+
+    return Config({"KernelManager": {"transport": "ipc" if len(str(scratch)) < 40 else "tcp"}})
 
 
 def _strip(notebook: Any) -> None:

@@ -4,10 +4,10 @@ These two lists are metrics.csv and runs.csv, and everything printed later - tab
 is computed from them alone, so a reader who has the two files can recompute all of it.
 """
 
-import csv
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 from peregrine import files
 from peregrine.config import fingerprint
 from peregrine.config.load import Cell, Project
-from peregrine.config.models import Scale
+from peregrine.config.models import Scale, Study
 from peregrine.errors import UserError
+from peregrine.reporting.published import Cells, read_csv
 
 EVALUATIONS = ("linear", "knn", "clustering", "collapse")
 READINGS = ("corrected", "released")
@@ -30,6 +31,9 @@ SECTIONS = {
     ("clustering", "codes"): "codes",
 }
 """(evaluation, key) whose numbers are metrics of their own name; else 'evaluation/key'."""
+
+ONLINE_PROBE = "online_probe/accuracy"
+"""Measured while training, so its protocol is 'online' whatever the evaluation's is."""
 
 
 class Measurement(NamedTuple):
@@ -98,6 +102,18 @@ class Records:
         return missing, sum(run.failed for run in unused)
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """All that a table or a claim is computed from."""
+
+    study: Study
+    cells: Mapping[str, Cell]  # the rows that are run at this scale
+    records: Records
+    published: Cells
+    scale: str
+    protocol: str
+
+
 def read_records(project: Project, study: str, results: Path) -> Records:
     """Everything that the runs of `study` have left so far; what is not there is said, not raised.
 
@@ -126,31 +142,11 @@ def from_csv(folder: Path) -> Records:
     def rows(kind: type) -> list:
         path = folder / f"{'metrics' if kind is Measurement else 'runs'}.csv"
         lines = read_csv(path, kind._fields)
-        return [kind(*(kinds.get(name, str)(line[name]) for name in kind._fields)) for line in lines]
+        return [
+            kind(*(kinds.get(name, str)(line[name]) for name in kind._fields)) for line in lines
+        ]
 
     return Records(rows(Measurement), rows(SeedRun))
-
-
-def read_csv(path: Path, header: tuple[str, ...]) -> list[dict[str, str]]:
-    """Lines of a CSV file that must have exactly the columns of `header`.
-
-    Raises:
-        UserError: missing, unreadable, other columns, or a line of another length.
-    """
-    try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            lines = list(reader)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    if tuple(reader.fieldnames or ()) != header:
-        raise UserError(f"{path}: the first line must be {','.join(header)}")
-    for number, line in enumerate(lines, start=2):
-        if None in line or None in line.values():
-            raise UserError(f"{path}: line {number} has not {len(header)} cells; quote commas")
-    return lines
 
 
 Facts = tuple[str, str, str]
@@ -193,12 +189,10 @@ def _read_seed(
     values = [
         Measurement(*key, reading, scale.protocol, metric, value)
         for reading in READINGS
-        for metric, value in _evaluations(place / reading, scale.protocol)
+        for metric, value in _evaluations(place / reading, scale.protocol, cell.id, seed)
     ]
     if online is not None:
-        values.append(
-            Measurement(*key, "released", "online", "online_probe/accuracy", float(online))
-        )
+        values.append(Measurement(*key, "released", "online", ONLINE_PROBE, float(online)))
     corrected = place / "corrected"
     unread = [f for f in EVALUATIONS if not (corrected / f"{f}-{scale.protocol}.json").is_file()]
     notes = [detail] if detail else []
@@ -215,19 +209,25 @@ def _read_seed(
     return run._replace(detail="; ".join(notes)), facts, sorted(values, key=lambda m: m[5:8])
 
 
-def _evaluations(folder: Path, protocol: str) -> Iterator[tuple[str, float]]:
+def _evaluations(folder: Path, protocol: str, run: str, seed: int) -> Iterator[tuple[str, float]]:
     for name in EVALUATIONS:
         path = folder / f"{name}-{protocol}.json"
         if path.is_file():
-            for key, value in files.read_json(path).items():
-                yield from _numbers(SECTIONS.get((name, key), f"{name}/{key}"), value)
+            found = files.read_json(path)
+            owner = (found.pop("run", run), str(found.pop("seed", seed)))
+            if owner != (run, str(seed)):
+                raise UserError(f"{path} belongs to run {owner[0]}, seed {owner[1]}; move the file")
+            for key, value in found.items():
+                # top1 is called accuracy everywhere else, from the published numbers to the plots
+                label = SECTIONS.get((name, key), f"{name}/{key}").replace("top1", "accuracy")
+                yield from _numbers(label, value)
 
 
 def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
     """The numbers and flags in nested mappings, by path; texts, lists and nulls are not metrics."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _numbers(f"{name}/{key}", inner)
+            yield from _numbers(f"{name}/{key.replace('top1', 'accuracy')}", inner)
     elif isinstance(value, bool | int | float):
         yield name, float(value)
 
@@ -245,7 +245,11 @@ def _judged(runs: list[SeedRun], facts: list[Facts | None]) -> list[SeedRun]:
     """The seeds of a row, called mixed where they may not be averaged."""
     names = ("data", "code", "accept_unverified")
     known = [each for each in facts if each is not None]
-    differ = [name for name, each in zip(names, zip(*known, strict=True), strict=False) if len(set(each)) > 1]
+    differ = [
+        name
+        for name, each in zip(names, zip(*known, strict=True), strict=False)
+        if len(set(each)) > 1
+    ]
     if not differ:
         return runs
     note = f"seeds differ in {', '.join(differ)}"

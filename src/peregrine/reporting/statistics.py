@@ -211,6 +211,7 @@ def cell_verdict(
     eps: float = EPS,
     same_setup: bool = True,
     assumed: bool = False,
+    failed: int = 0,
 ) -> CellVerdict:
     """Does the mean of `values` [k], one a seed, reproduce `published`, the mean of n runs?
 
@@ -228,13 +229,15 @@ def cell_verdict(
         eps: tolerance, declared before any result.
         same_setup: False where data, epochs or variant differ from the paper's.
         assumed: a setting of the cell is our own choice.
+        failed: seeds that collapsed and left no value; then the mean is that of survivors, which
+            is not what was published, and the verdict is inconclusive.
     """
     found = estimate(values, level=1 - 2 * ALPHA)
     if found.n == 0:
         return CellVerdict("not run")
     if not same_setup:
         return CellVerdict("other set-up")
-    if found.n == 1:
+    if found.n == 1 or failed:
         return CellVerdict("inconclusive", assumed)
     k, distance, tolerance = found.n, abs(found.mean - published), eps + half_width
     both_noisy = prediction_half_width(found.sd, k, n, level=1 - 2 * ALPHA)

@@ -1,0 +1,89 @@
+"""The step `collect`: whatever a study's runs have left so far becomes tables and verdicts.
+
+Missing, failed, mixed and older results are shown as such. Nothing here draws, trains or reads
+weights, and the same results give the same bytes.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from peregrine import files
+from peregrine.config import fingerprint
+from peregrine.config.load import Project
+from peregrine.errors import UserError
+from peregrine.reporting.claims import check_claim, judge
+from peregrine.reporting.published import read_published
+from peregrine.reporting.records import Evidence, Measurement, SeedRun, read_records
+from peregrine.reporting.tables import TableCell, check_table, table_cells
+
+
+def collect(project: Project, study: str, results: Path, config: Path = Path("config")) -> Path:
+    """Write metrics.csv, runs.csv, tables/*.csv, claims.json and collected.json of a study.
+
+    Args:
+        project: the configuration, at one scale.
+        study: a name in it.
+        results: the results folder; runs are read from runs/ in it.
+        config: the configuration folder; published numbers are read from published/ in it.
+
+    Returns:
+        {results}/{scale}/{study}, where the files are.
+
+    Raises:
+        UserError: a result that is damaged, changed or of another run, or a study that names rows
+            or published cells that do not exist.
+    """
+    plan, scale = project.study(study), project.scale
+    published = read_published(config / "published" / f"{study}.csv")
+    for table in plan.tables:
+        check_table(plan, table, published)
+    for claim in plan.claims:
+        check_claim(plan, claim)
+    cells = project.of(study)
+    records = read_records(project, study, results)
+    evidence = Evidence(plan, cells, records, published, scale.name, scale.protocol)
+
+    folder = results / scale.name / study
+    written = [folder / "metrics.csv", folder / "runs.csv", folder / "claims.json"]
+    files.write_csv(written[0], Measurement._fields, records.measurements)
+    files.write_csv(written[1], SeedRun._fields, records.runs)
+    claims = [judge(claim, evidence) for claim in plan.claims]
+    files.write_text(written[2], json.dumps(claims, indent=1, sort_keys=True) + "\n")
+    for table in plan.tables:
+        path = folder / "tables" / f"{table.id}.csv"
+        files.write_csv(path, TableCell._fields, table_cells(table, evidence))
+        written.append(path)
+    for path in (folder / "tables").glob("*.csv"):
+        if path not in written:  # of a table that the study has no longer
+            path.unlink()
+    methods = sorted({cell.run.method["name"] for cell in cells.values()})
+    files.write_json(
+        folder / "collected.json",
+        {
+            "study": study,
+            "scale": scale.name,
+            "protocol": scale.protocol,
+            "seeds": list(scale.seeds),
+            "rows": {row: cell.id for row, cell in cells.items()},
+            "code": {
+                "collect": fingerprint.fingerprint("collect"),
+                "pretrain": {name: fingerprint.fingerprint("pretrain", name) for name in methods},
+            },
+            "files": {path.relative_to(folder).as_posix(): files.sha256(path) for path in written},
+        },
+    )
+    return folder
+
+
+def read_collected(folder: Path) -> dict[str, Any]:
+    """The record that `collect` left in `folder`, once every file it names has its sum.
+
+    Raises:
+        UserError: a file is missing or was changed since.
+    """
+    record = files.read_json(folder / "collected.json")
+    for name, checksum in record["files"].items():
+        if not (folder / name).is_file() or files.sha256(folder / name) != checksum:
+            raise UserError(f"{folder / name} is missing or was changed; run collect again")
+    return record

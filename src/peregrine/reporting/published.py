@@ -1,0 +1,104 @@
+"""Numbers that a paper printed: config/published/<study>.csv, read and checked."""
+
+import csv
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+from peregrine.errors import UserError
+
+UNITS = {"1": 1.0, "%": 0.01}
+"""Unit of a published number -> factor to the metric's own unit (shares for accuracies)."""
+
+
+class Published(NamedTuple):
+    """A line of the file; an empty value is a cell that is known to exist without its number."""
+
+    cell: str
+    table: str
+    row: str
+    column: str
+    metric: str
+    unit: str
+    decimals: int
+    value: float | None
+    sd: float | None
+    n: int | None
+    source: str
+    remark: str
+
+    @property
+    def half_width(self) -> float:
+        """Half of the last printed digit, in the metric's unit."""
+        return 0.5 * 10.0**-self.decimals * UNITS[self.unit]
+
+    def share(self, number: float | None) -> float | None:
+        """A number of this cell in the metric's unit."""
+        return None if number is None else number * UNITS[self.unit]
+
+
+Cells = dict[tuple[str, str, str], Published]
+"""By (table, row, column)."""
+
+
+def read_published(path: Path) -> Cells:
+    """All published cells of a study.
+
+    Raises:
+        UserError: a missing file, another header, a number that is none, a cell that stands twice,
+            a unit that is unknown, or no value and no remark that says why.
+    """
+    out: Cells = {}
+    names: set[str] = set()
+    for number, line in enumerate(read_csv(path, Published._fields), start=2):
+        where = f"{path}: line {number}"
+        try:
+            numbers = {
+                "decimals": int(line["decimals"]),
+                "value": _number(line["value"]),
+                "sd": _number(line["sd"]),
+                "n": int(line["n"]) if line["n"] else None,
+            }
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from None
+        found = Published(**line | numbers)
+        key = (found.table, found.row, found.column)
+        if key in out or found.cell in names:
+            raise UserError(f"{where}: cell '{found.cell}' stands twice")
+        if found.unit not in UNITS:
+            raise UserError(f"{where}: unit '{found.unit}' is not one of {', '.join(UNITS)}")
+        if not found.source or (found.value is None and not found.remark):
+            raise UserError(f"{where}: a source is needed, and a value or a remark on why not")
+        out[key] = found
+        names.add(found.cell)
+    return out
+
+
+def _number(text: str) -> float | None:
+    if not text:
+        return None
+    if not math.isfinite(float(text)):
+        raise ValueError(f"'{text}' is not a finite number")
+    return float(text)
+
+
+def read_csv(path: Path, header: tuple[str, ...]) -> list[dict[str, str]]:
+    """Lines of a CSV file that must have exactly the columns of `header`.
+
+    Raises:
+        UserError: missing, unreadable, other columns, or a line of another length.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            lines = list(reader)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if tuple(reader.fieldnames or ()) != header:
+        raise UserError(f"{path}: the first line must be {','.join(header)}")
+    for number, line in enumerate(lines, start=2):
+        if None in line or None in line.values():
+            raise UserError(f"{path}: line {number} has not {len(header)} cells; quote commas")
+    return lines

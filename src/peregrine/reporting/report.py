@@ -1,0 +1,77 @@
+"""The steps `report` and `index`: what `collect` found, as notebook, page and PDF.
+
+A study's mapping (`peregrine.reporting.document`) is written first; the notebook recomputes from
+it and from the collected files, and fails if a number differs; the PDF prints it. Nothing volatile
+enters, so equal inputs give equal bytes.
+"""
+
+import html
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from peregrine import files
+from peregrine.config.load import Project
+from peregrine.errors import UserError
+from peregrine.reporting.document import Collected, document, read_study
+from peregrine.reporting.notebook import execute, page
+
+WORKFLOW = Path(__file__).parents[3] / "workflow"
+NOTEBOOK = WORKFLOW / "notebooks" / "study.py"
+TEMPLATE = WORKFLOW / "report" / "study.typ"
+EPS = 0.005
+"""Largest difference from a published share that counts as none, declared before any result."""
+
+
+def report(
+    project: Project, study: str, results: Path, reports: Path, config: Path = Path("config")
+) -> None:
+    """Write {study}.json, .ipynb, .html and .pdf of a study to {reports}/{scale}/.
+
+    Args:
+        project: the configuration, at one scale.
+        study: a name in it.
+        results: the results folder, where `collect` has been.
+        reports: the reports folder.
+        config: the configuration folder; published numbers are read from published/ in it.
+
+    Raises:
+        UserError: a collected file is missing or was changed, or the notebook found that a number
+            of it does not follow from metrics.csv.
+    """
+    plan, scale = project.study(study), project.scale
+    collected = read_study(results / scale.name / study)
+    for figure in plan.figures:
+        for suffix in ("svg", "png"):
+            path = collected.folder / "figures" / f"{figure.id}.{suffix}"
+            if not path.is_file():
+                raise UserError(f"{path} does not exist; run collect again")
+    target = reports / scale.name
+    data = document(project, plan, collected, config)
+    files.write_json(target / f"{study}.json", data)
+    parameters = {
+        "folder": os.path.relpath(collected.folder, target),
+        "declarations": f"{study}.json",
+        "study": study,
+        "scale": scale.name,
+        "eps": EPS,
+        "seeds": list(scale.seeds),
+    }
+    notebook, html_page = execute(NOTEBOOK, parameters, target, plan.title)
+    files.write_bytes(target / f"{study}.ipynb", notebook)
+    files.write_bytes(target / f"{study}.html", html_page)
+    files.write_bytes(target / f"{study}.pdf", _pdf(target / f"{study}.json", collected))
+
+
+def _pdf(data: Path, collected: Collected) -> bytes:
+    """The Typst template on one study, compiled in a folder of its own with its own fonts only."""
+    import typst
+
+    with tempfile.TemporaryDirectory() as root:
+        shutil.copy(TEMPLATE, Path(root, "study.typ"))
+        shutil.copy(data, Path(root, "data.json"))
+        shutil.copytree(collected.folder / "figures", Path(root, "figures"))
+        return typst.compile(Path(root, "study.typ"), root=root, ignore_system_fonts=True)

@@ -1,0 +1,159 @@
+"""Mask, neighbours and their queue against brute force."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from peregrine.methods.base import Progress
+from peregrine.methods.feature_augmentation import FeatureQueue, mask, nearest
+
+
+def rows(n, d, seed=0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def at(step, seed=0, epoch=0):
+    return Progress(seed, epoch, step, 100).generator(torch.device("cpu"))
+
+
+# Mask --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.3, 0.7])
+def test_mask_keeps_each_coordinate_with_its_probability_and_renormalises(ratio):
+    n, d = 2000, 40
+    z = rows(n, d) * 5
+    out = mask(z, ratio, at(0))
+    kept = out != 0
+    sd = math.sqrt(ratio * (1 - ratio))
+    assert abs(float(kept.double().mean()) - (1 - ratio)) < 5 * sd / math.sqrt(n * d)
+    # Independent in both directions: rows and columns of the pattern scatter binomially.
+    assert float(kept.double().sum(1).var()) == pytest.approx(d * sd**2, rel=0.2)
+    assert float(kept.double().sum(0).var()) == pytest.approx(n * sd**2, rel=1.2)
+    for before, after, keep in zip(z[:50], out[:50], kept[:50], strict=True):
+        chosen = before * keep
+        assert float((after - chosen / math.sqrt(float((chosen**2).sum()))).abs().max()) < 1e-12
+
+
+def test_mask_of_ratio_0_only_normalises_and_an_empty_row_stays_finite():
+    z = rows(4, 3)
+    torch.testing.assert_close(mask(z, 0.0, at(0)), z / z.norm(dim=1, keepdim=True))
+    leaf = rows(500, 1).requires_grad_()  # one coordinate: many rows lose everything
+    out = mask(leaf, 0.7, at(0))
+    out.sum().backward()
+    assert torch.isfinite(leaf.grad).all()
+    assert set(out.detach().abs().flatten().tolist()) == {0.0, 1.0}
+
+
+def test_mask_gradient_is_that_of_the_kept_coordinates():
+    z = rows(3, 6)
+    keep = (mask(z, 0.4, at(1)) != 0).double()
+    weights = rows(3, 6, seed=9)
+    leaf = z.clone().requires_grad_()
+    (mask(leaf, 0.4, at(1)) * weights).sum().backward()
+    h = 1e-6
+    for i in range(3):
+        for j in range(6):
+            ends = []
+            for sign in (1, -1):
+                x = z.clone()
+                x[i, j] += sign * h
+                x = x * keep
+                ends.append(float((x / (x**2).sum(1, keepdim=True).sqrt() * weights).sum()))
+            assert float(leaf.grad[i, j]) == pytest.approx((ends[0] - ends[1]) / 2 / h, abs=1e-7)
+
+
+def test_mask_depends_on_the_step_alone():
+    z = rows(20, 10)
+    torch.manual_seed(1)
+    first = mask(z, 0.3, at(5))
+    state = torch.get_rng_state()
+    torch.manual_seed(2)
+    assert torch.equal(mask(z, 0.3, at(5)), first)
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), state)
+    for other in (at(6), at(5, seed=1), at(5, epoch=1)):
+        assert float(((mask(z, 0.3, other) != 0) != (first != 0)).double().mean()) > 0.2
+    draws = at(5)  # the second view of a step has its own mask
+    assert not torch.equal(mask(z, 0.3, draws), mask(z, 0.3, draws))
+
+
+# Queue -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [[3, 3, 3], [5, 1, 4, 4], [7], [20], [2, 15, 3], [6, 8], [14]])
+def test_the_queue_is_first_in_first_out(sizes):
+    length, d = 7, 3
+    queue = FeatureQueue(length, d, seed=0)
+    expected = list(queue.features.clone())  # oldest first: slot 0 goes first
+    pushed = 0
+    for step, size in enumerate(sizes):
+        new = rows(size, d, seed=step) * 4
+        queue.push(new)
+        pushed += min(size, length)
+        expected += [(row / row.norm()).float() for row in new]
+        expected = expected[-length:]
+    # The slot that goes next holds the oldest entry.
+    order = (torch.arange(length) + pushed) % length
+    torch.testing.assert_close(queue.features[order], torch.stack(expected), rtol=0, atol=1e-7)
+    assert int(queue.position) == pushed % length
+
+
+def test_the_queue_starts_with_random_directions_of_its_seed():
+    one, again, other = FeatureQueue(400, 8, 1), FeatureQueue(400, 8, 1), FeatureQueue(400, 8, 2)
+    assert torch.equal(one.features, again.features)
+    assert not torch.equal(one.features, other.features)
+    torch.testing.assert_close(one.features.norm(dim=1), torch.ones(400))
+    # Isotropic: mean 0, second moment I / 8; 5 standard deviations.
+    assert float(one.features.mean(0).abs().max()) < 5 / math.sqrt(8 * 400)
+    moment = one.features.T @ one.features / 400
+    assert float((moment - torch.eye(8) / 8).abs().max()) < 5 * math.sqrt(2) / 8 / math.sqrt(400)
+
+
+def test_neighbours_are_those_of_highest_cosine():
+    queue = FeatureQueue(50, 4, seed=3)
+    z = rows(30, 4, seed=4) * torch.logspace(-3, 3, 30, dtype=torch.float64)[:, None]
+    memory = queue.features.double().numpy()
+    for row, found in zip(z.numpy(), queue.neighbours(z).numpy(), strict=True):
+        angles = [np.dot(row, m) / np.linalg.norm(row) / np.linalg.norm(m) for m in memory]
+        assert np.array_equal(found, memory[int(np.argmax(angles))])
+    assert queue.neighbours(z.float()).dtype == torch.float32
+
+
+def test_neighbours_under_autocast_are_those_of_float32():
+    # Features with a common mean, as early in training: bfloat16 cannot tell their cosines apart.
+    queue = FeatureQueue(256, 16, seed=0)
+    queue.push(1 + 0.05 * rows(256, 16))
+    z = (1 + 0.05 * rows(64, 16, seed=1)).float()
+    expected = queue.neighbours(z)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(queue.neighbours(z), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_neighbour_is_a_constant_and_straight_through_passes_the_gradient_unchanged(dtype):
+    queue = FeatureQueue(20, 5, seed=1)
+    z = (rows(6, 5) * 40).to(dtype).requires_grad_()
+    constant = nearest(z, queue, straight_through=False)
+    assert not constant.requires_grad
+    through = nearest(z, queue, straight_through=True)
+    assert torch.equal(through, constant)  # to the last bit, however long z is
+    weights = rows(6, 5, seed=2).to(dtype)
+    (through * weights).sum().backward()
+    assert torch.equal(z.grad, weights)  # d(z + detach(nn(z) - z)) / dz = 1
+    assert queue.features.grad is None
+
+
+def test_the_queue_is_saved_and_restored():
+    ours, theirs = FeatureQueue(7, 3, seed=0), FeatureQueue(7, 3, seed=1)
+    ours.push(rows(10, 3))
+    ours.push(rows(5, 3, seed=1))
+    assert set(ours.state_dict()) == {"features", "position"}
+    assert not list(ours.parameters())
+    theirs.load_state_dict(ours.state_dict())
+    for queue in (ours, theirs):
+        queue.push(rows(4, 3, seed=2))
+    assert torch.equal(ours.features, theirs.features)
+    assert int(ours.position) == int(theirs.position) == (7 + 5 + 4) % 7

@@ -1,0 +1,231 @@
+"""The workflow as a user runs it, at a scale small enough for a test: plan, run, edit, kill."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PARTS = ("Snakefile", "config", "profiles", "src", "workflow")
+TINY = """\
+name: tiny
+description: Small enough for a test.
+seeds: [0, 1]
+seeds_per_job: all
+training_threads: 1
+run:
+  dataset: {name: digits}
+  views: digits
+  backbone: {name: resnet8, width: 4}
+  batch_size: 64
+  epochs: 3
+  collapse_floor: 0.0
+  optimizer: {name: adam, lr: 8.0e-3, warmup_epochs: 1}
+studies:
+  falcon:
+    rows: [untrained, falcon-c16, falcon-released-c4096]
+    run: {method: {embedding: 8}}
+    row: {untrained: {epochs: 0}}
+  feature_augmentation:
+    rows: [infonce-predictor, infonce-parallel-nn]
+    run: {method: {projector_hidden: 8, embedding: 8, predictor_hidden: 8, queue: 64}}
+"""
+
+
+def checkout(folder: Path) -> Path:
+    """A copy of what the workflow needs, set to the tiny scale."""
+    folder.mkdir(parents=True)
+    for name in PARTS:
+        source = ROOT / name
+        if source.is_dir():
+            ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+            shutil.copytree(source, folder / name, ignore=ignore)
+        else:
+            shutil.copy(source, folder / name)
+    (folder / "config/scales/tiny.yaml").write_text(TINY)
+    main = folder / "config/config.yaml"
+    main.write_text(main.read_text().replace("scale: demo", "scale: tiny"))
+    return folder
+
+
+def environment() -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return kept | {"PATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "snakemake", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=400
+    )
+
+
+def finish(folder: Path) -> None:
+    done = snakemake(folder, "--cores", "2")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+
+
+def planned(folder: Path) -> dict[str, set[str]]:
+    """Rule -> what its planned jobs are about (run or study, else ''), from a dry run."""
+    result = snakemake(folder, "-n")
+    text = result.stdout + result.stderr
+    assert result.returncode == 0, text[-4000:]
+    jobs: dict[str, set[str]] = {}
+    for block in re.split(r"\n\s*\n", text):
+        rule = re.search(r"^(?:\[.*\]\n)?(?:local)?rule (\w+):", block, re.MULTILINE)
+        if rule:
+            about = re.search(r"wildcards: .*?(?:run|study)=([\w.+-]+)", block)
+            jobs.setdefault(rule[1], set()).add(about[1] if about else "")
+    return jobs
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A finished workflow, which the tests below edit and put back."""
+    folder = checkout(tmp_path_factory.mktemp("workflow") / "checkout")
+    plan = planned(folder)
+    assert len(plan["pretrain"]) == 5
+    assert plan["report"] == {"falcon", "feature_augmentation"}
+    finish(folder)
+    return folder
+
+
+@pytest.fixture
+def edit(finished):
+    """Replace text in a file of the finished checkout; undone after the test."""
+    before: dict[Path, tuple[str, os.stat_result]] = {}
+
+    def change(name: str, old: str, new: str) -> None:
+        path = finished / name
+        before.setdefault(path, (path.read_text(), path.stat()))
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+
+    yield change
+    for path, (text, stat) in before.items():
+        path.write_text(text)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_a_finished_run_plans_nothing_and_left_everything(finished):
+    assert planned(finished) == {}
+    for study in ("falcon", "feature_augmentation"):
+        for kind in ("pdf", "html", "ipynb"):
+            assert (finished / f"reports/tiny/{study}.{kind}").stat().st_size > 10_000
+    assert (finished / "reports/tiny/index.html").stat().st_size > 500
+    assert (finished / "results/tiny/verdict_gate.txt").read_text() == "10 of 10 runs finished\n"
+    # Checkpoints are gone once the results were used.
+    assert not list(finished.glob("results/runs/*/*/resume/last.safetensors"))
+
+
+def test_a_changed_falcon_loss_reruns_falcon_and_what_hangs_on_it(finished, edit):
+    edit("src/peregrine/methods/falcon.py", "(log_p.exp() * log_q).sum(dim=1)", "(log_q * log_p.exp()).sum(dim=1)")
+    plan = planned(finished)
+    runs = {path.name for path in finished.glob("results/runs/*")}
+    falcon = {name for name in runs if "-falcon-" in name}
+    assert len(falcon) == 3 and len(runs) == 5
+    for rule in ("pretrain", "extract", "evaluate", "diagnose"):
+        assert plan[rule] == falcon, rule
+    assert plan["collect"] == plan["report"] == {"falcon"}
+    assert "prepare" not in plan
+
+
+def test_comments_docstrings_and_new_methods_rerun_nothing(finished, edit):
+    edit("src/peregrine/methods/falcon.py", "Scalars `invariance`", "The scalars `invariance`")
+    edit("src/peregrine/pretrain/loop.py", "import math\n", "# a comment\nimport math\n")
+    source = finished / "src/peregrine/methods/falcon.py"
+    new = finished / "src/peregrine/methods/falcon_two.py"
+    new.write_text(source.read_text())
+    edit(
+        "src/peregrine/methods/registry.py",
+        "METHODS: dict[str, str] = {\n",
+        'METHODS: dict[str, str] = {\n    "falcon_two": "peregrine.methods.falcon_two:Falcon",\n',
+    )
+    assert planned(finished) == {}
+    new.unlink()
+
+
+def test_a_changed_claim_recollects_its_study_only(finished, edit):
+    edit("config/studies/falcon.yaml", "title: FALCON", "title: About FALCON")
+    plan = planned(finished)
+    assert plan["collect"] == plan["report"] == {"falcon"}
+    assert not {"prepare", "pretrain", "extract", "evaluate", "diagnose"} & set(plan)
+
+
+def test_a_user_error_is_one_clear_line(finished, edit):
+    edit("config/config.yaml", "scale: tiny", "scale: tinny")
+    result = snakemake(finished, "-n")
+    assert result.returncode != 0
+    assert "config/scales/tinny.yaml does not exist; there are:" in result.stdout + result.stderr
+
+
+def test_an_override_that_the_steps_would_not_see_is_refused(finished):
+    result = snakemake(finished, "-n", "--config", "results=elsewhere")
+    assert result.returncode != 0
+    assert "edit config/config.yaml" in result.stdout + result.stderr
+
+
+def test_the_linter_has_nothing_to_say(finished):
+    result = snakemake(finished, "--lint")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+VOLATILE = {"manifest.json", "timing.csv"}
+
+
+def artefacts(folder: Path) -> dict[str, bytes]:
+    """Everything that must not depend on how often a run was killed."""
+    kept = [*folder.glob("results/runs/*/seed-*/*"), *folder.glob("results/runs/*/seed-*/*/*")]
+    kept += [*folder.glob("results/tiny/**/*"), *folder.glob("reports/tiny/*")]
+    files = [p for p in kept if p.is_file() and p.name not in VOLATILE and "resume" not in p.parts]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_five_kills_while_pretraining_change_no_byte(finished, tmp_path):
+    """SIGKILL to the whole process group of the workflow, at random moments of pretraining."""
+    folder = checkout(tmp_path / "killed")
+    moments = random.Random(5)
+    kills = 0
+    while kills < 5:
+        workflow = subprocess.Popen(
+            [sys.executable, "-m", "snakemake", "--cores", "2", "--until", "pretrain"],
+            cwd=folder,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            # The clock starts when a trainer is at work, so that the kill hits training.
+            seen = attempts(folder)
+            until = time.monotonic() + 60
+            while attempts(folder) == seen and workflow.poll() is None:
+                assert time.monotonic() < until, "no training within a minute"
+                time.sleep(0.05)
+            time.sleep(moments.uniform(0.0, 1.2))
+            if workflow.poll() is not None:
+                break  # everything is trained; fewer kills than planned are an error below
+            kills += 1
+        finally:
+            if workflow.poll() is None:
+                os.killpg(workflow.pid, signal.SIGKILL)
+            workflow.wait()
+        assert snakemake(folder, "--unlock").returncode == 0
+    assert kills == 5
+    finish(folder)
+    assert artefacts(folder) == artefacts(finished)
+
+
+def attempts(folder: Path) -> int:
+    """How often trainers have started so far."""
+    counts = folder.glob("results/runs/*/*/resume/attempts")
+    return sum(int(path.read_text() or 0) for path in counts)
