@@ -65,15 +65,20 @@ def write_tiny_data(folder):
 
 
 @pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory):
-    return prepare.load(write_tiny_data(tmp_path_factory.mktemp("data")))
+def tiny_data_path(tmp_path_factory):
+    return write_tiny_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tiny_data_path):
+    return prepare.load(tiny_data_path)
 
 
 @pytest.fixture(scope="session")
 def tiny_run():
-    """`tiny_run(method, field=..., optimizer={...})`: a run that trains in a tenth of a second."""
+    """`tiny_run(METHOD, field=..., optimizer={...})`: a run that trains in a tenth of a second."""
 
-    def build(method="falcon", optimizer=None, **fields):
+    def build(method="falcon", /, optimizer=None, **fields):
         layer = {
             "dataset": {"name": "digits"},
             "backbone": {"width": 8},
@@ -146,8 +151,8 @@ def tiny_config(tmp_path):
 def cli(tiny_config, monkeypatch, capfd):
     """`cli("pretrain", "--run", ...)` with the tiny configuration: (exit code, stdout, stderr)."""
 
-    def call(*arguments):
-        words = ["peregrine", *map(str, arguments), "--config", str(tiny_config)]
+    def call(*arguments, config=("--config", tiny_config)):
+        words = ["peregrine", *map(str, (*arguments, *config))]
         monkeypatch.setattr(sys, "argv", words)
         capfd.readouterr()
         with pytest.raises(SystemExit) as end:

@@ -141,8 +141,8 @@ def collect(
 
     project = load(config, scale=scale)
     results = Path(project.config.results)
-    step(project, project.study(study), results)
-    draw_figures(project, project.study(study), results)
+    step(project, study, results, config)
+    draw_figures(project, study, results)
 
 
 @app.command()
@@ -153,7 +153,7 @@ def report(study: str, config: Configuration = Path("config"), scale: ScaleName 
 
     project = load(config, scale=scale)
     folders = Path(project.config.results), Path(project.config.reports)
-    step(project, project.study(study), *folders)
+    step(project, study, *folders, config)
 
 
 @app.command()
@@ -180,7 +180,7 @@ def gate(
     if missing:
         raise UserError(f"{missing[0]} does not exist; run collect")
     rows = [row for path in runs for row in csv.DictReader(path.open(encoding="utf-8"))]
-    failed = [row for row in rows if row["status"] != "finished"]
+    failed = [row for row in rows if row["status"] not in ("finished", "older code")]
     for row in failed:
         print(f"{row['label']} (run {row['run']}, seed {row['seed']}): {row['status']}")
     if failed:

@@ -138,8 +138,8 @@ class World:
         facts = {"run": self.folder(row, seed).parent.name, "seed": str(seed), "status": "finished"}
         for name, numbers in {
             "linear": {
-                "all": {"top1": accuracy, "c_grid": [0.1, 1.0], "converged": True},
-                "few": {"top1": accuracy - 0.2, "top1_sd": 0.02},
+                "all": {"accuracy": accuracy, "c_grid": [0.1, 1.0], "converged": True},
+                "few": {"accuracy": accuracy - 0.2, "accuracy_sd": 0.02},
             },
             "knn": {"accuracy": accuracy - 0.1},
             "clustering": {"kmeans": {"ami": 0.3, "k": 10}, "codes": None},
@@ -252,7 +252,8 @@ def test_a_collapsed_seed_with_evaluations_is_used_and_named(world):
 def test_a_half_evaluated_seed_gives_what_it_has(world):
     world.drop("small", 0, "collapse", "knn")
     assert world.states("small")[0] == ("incomplete", "not evaluated: knn, collapse")
-    assert world.cell("small")["seeds"] == "3"
+    cell = world.cell("small")
+    assert (cell["seeds"], cell["missing"], cell["remark"]) == ("3", "0", "")
 
 
 @pytest.mark.parametrize(
@@ -386,5 +387,5 @@ def test_the_shipped_studies_collect_from_nothing(tmp_path, study):
 
 
 def test_numbers_flags_and_nothing_else_are_metrics():
-    nested = {"x": 1, "top1": 0.5, "text": "a", "none": None, "list": [1], "flag": False}
+    nested = {"x": 1, "accuracy": 0.5, "text": "a", "none": None, "list": [1], "flag": False}
     assert dict(records._numbers("m", nested)) == {"m/x": 1.0, "m/accuracy": 0.5, "m/flag": 0.0}

@@ -1,5 +1,4 @@
 import hashlib
-import os
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ sys.path.insert(0, str(Path("src").resolve()))
 
 from peregrine.config.fingerprint import fingerprint
 from peregrine.config.load import load
+from peregrine.config.machine import visible_gpus
 from peregrine.errors import UserError
 
 try:
@@ -31,7 +31,6 @@ LOGS = f"{RESULTS}/logs"
 BENCHMARKS = f"{RESULTS}/benchmarks"
 PROTOCOL = PROJECT.scale.protocol
 READING = "corrected"
-PEREGRINE = "PYTHONPATH=src python -m peregrine"
 
 # All seeds of a run in one job, or one job a seed: what the scale says.
 TOGETHER = PROJECT.scale.seeds_per_job == "all"
@@ -99,14 +98,6 @@ def results_of_study(wildcards):
         seed=PROJECT.scale.seeds,
         name=names,
     )
-
-
-def visible_gpus():
-    """How many CUDA devices a job may use, without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
 # A job asks for a GPU only where there is one; else a laptop would train one run at a time.

@@ -19,13 +19,14 @@ rule extract:
         runtime="1h",
         gpu=GPU,
     params:
+        scale=SCALE,
         code=code_of("extract"),
         protocol=PROJECT.protocol.embedding_sample,
         seeds=seed_options,
     message:
         "Extracting features of {wildcards.run}"
     shell:
-        "OMP_NUM_THREADS={threads} {PEREGRINE} extract --scale {SCALE} --run {wildcards.run}"
+        "OMP_NUM_THREADS={threads} PYTHONPATH=src python -m peregrine extract --scale {params.scale} --run {wildcards.run}"
         " {params.seeds} > {log} 2>&1"
 
 
@@ -47,13 +48,14 @@ rule evaluate:
         mem_mb=2000,
         runtime="1h",
     params:
+        scale=SCALE,
         code=fingerprint("evaluate"),
         protocol=digest(PROJECT.protocol),
         seeds=seed_options,
     message:
         "Evaluating {wildcards.run}"
     shell:
-        "OMP_NUM_THREADS={threads} {PEREGRINE} evaluate --scale {SCALE} --run {wildcards.run}"
+        "OMP_NUM_THREADS={threads} PYTHONPATH=src python -m peregrine evaluate --scale {params.scale} --run {wildcards.run}"
         " {params.seeds} > {log} 2>&1"
 
 
@@ -74,10 +76,11 @@ rule diagnose:
         mem_mb=2000,
         runtime="1h",
     params:
+        scale=SCALE,
         code=fingerprint("diagnose"),
         seeds=seed_options,
     message:
         "Collapse diagnostics of {wildcards.run}"
     shell:
-        "OMP_NUM_THREADS={threads} {PEREGRINE} diagnose --scale {SCALE} --run {wildcards.run}"
+        "OMP_NUM_THREADS={threads} PYTHONPATH=src python -m peregrine diagnose --scale {params.scale} --run {wildcards.run}"
         " {params.seeds} > {log} 2>&1"

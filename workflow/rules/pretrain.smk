@@ -25,10 +25,11 @@ rule pretrain:
         runtime="8h",
         gpu=GPU,
     params:
+        scale=SCALE,
         code=code_of("pretrain"),
         seeds=seed_options,
     message:
         "Pretraining {wildcards.run}"
     shell:
-        "OMP_NUM_THREADS={threads} {PEREGRINE} pretrain --scale {SCALE} --run {wildcards.run}"
+        "OMP_NUM_THREADS={threads} PYTHONPATH=src python -m peregrine pretrain --scale {params.scale} --run {wildcards.run}"
         " {params.seeds} > {log} 2>&1"

@@ -34,12 +34,13 @@ rule collect:
         mem_mb=2000,
         runtime="1h",
     params:
+        scale=SCALE,
         code=fingerprint("collect"),
         study=study_digest,
     message:
         "Tables, figures and claims of {wildcards.study}"
     shell:
-        "{PEREGRINE} collect --scale {SCALE} {wildcards.study} > {log} 2>&1"
+        "PYTHONPATH=src python -m peregrine collect --scale {params.scale} {wildcards.study} > {log} 2>&1"
 
 
 rule report:
@@ -70,12 +71,13 @@ rule report:
         mem_mb=2000,
         runtime="1h",
     params:
+        scale=SCALE,
         code=fingerprint("report"),
         study=study_digest,
     message:
         "Notebook, page and PDF of {wildcards.study}"
     shell:
-        "{PEREGRINE} report --scale {SCALE} {wildcards.study} > {log} 2>&1"
+        "PYTHONPATH=src python -m peregrine report --scale {params.scale} {wildcards.study} > {log} 2>&1"
 
 
 rule index:
@@ -93,11 +95,12 @@ rule index:
         mem_mb=1000,
         runtime="10m",
     params:
+        scale=SCALE,
         code=fingerprint("report"),
     message:
         "Index page"
     shell:
-        "{PEREGRINE} index --scale {SCALE} > {log} 2>&1"
+        "PYTHONPATH=src python -m peregrine index --scale {params.scale} > {log} 2>&1"
 
 
 # Failed science is a result: everything above is made first, then the workflow fails with the list.
@@ -118,4 +121,4 @@ rule verdict_gate:
     message:
         "Which runs did not finish"
     shell:
-        "{PEREGRINE} gate {input.runs} --output {output.passed} > {log} 2>&1"
+        "PYTHONPATH=src python -m peregrine gate {input.runs} --output {output.passed} > {log} 2>&1"

@@ -1,9 +1,11 @@
 """What a method is: an encoder, a loss, and something to evaluate. The loop knows no more."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from peregrine.data.views import Views
 from peregrine.streams import generator
@@ -55,8 +57,24 @@ def by_role(views: Views) -> list[Tensor]:
     return [view for role in roles for group in views.by_role(role) for view in group.images]
 
 
-class Method(nn.Module):
+def features_of(backbone: nn.Module, images: list[Tensor]) -> list[Tensor]:
+    """Backbone features [n, f] of each view [n, c, h, w].
+
+    Views of one size go through together, which halves the number of small operations - unless
+    the backbone has batch statistics, which every view is to have for itself.
+    """
+    shapes = {view.shape for view in images}
+    normalised = any(isinstance(each, _BatchNorm) for each in backbone.modules())
+    if normalised or len(shapes) > 1:
+        return [backbone(view) for view in images]
+    return list(backbone(torch.cat(images)).chunk(len(images)))
+
+
+class Method(nn.Module, ABC):
     """Base of all methods. A subclass stands beside a class `Options` of its own."""
+
+    views = 2
+    """How many views of an image the method takes."""
 
     def __init__(self, backbone: nn.Module, options, setting: Setting) -> None:
         super().__init__()
@@ -65,16 +83,16 @@ class Method(nn.Module):
         self.setting = setting
 
     def encode(self, views: Views) -> Encoded:
-        """Backbone features of every view, one after the other in the order of by_role."""
-        return Encoded(online=[self.backbone(view) for view in by_role(views)], target=[])
+        """Backbone features of every view, in the order of by_role."""
+        return Encoded(online=features_of(self.backbone, by_role(views)), target=[])
 
+    @abstractmethod
     def losses(self, encoded: Encoded, progress: Progress) -> dict[str, Tensor]:
         """Loss terms of the whole batch, scalars by name; their sum is minimised."""
-        raise NotImplementedError
 
     def after_step(self, progress: Progress) -> None:
         """Called after each optimiser step: moving averages and queues."""
 
+    @abstractmethod
     def describe(self, images: Tensor) -> Description:
         """Features, embeddings and scores of images [n, c, h, w]; the caller sets eval mode."""
-        raise NotImplementedError

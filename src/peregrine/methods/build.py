@@ -5,22 +5,35 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from peregrine.config.identity import run_id
 from peregrine.config.models import Run
 from peregrine.config.options import method_class, method_options
+from peregrine.errors import UserError
 from peregrine.methods.base import Method, Setting
 from peregrine.nets.backbones import build_backbone
 from peregrine.streams import seeded_init
 
 
 def build_method(run: Run, seed: int, *, channels: int, train_images: int) -> Method:
-    """The untrained network of a run; equal backbones and seeds start from equal weights."""
+    """The untrained network of a run; equal backbones and seeds start from equal weights.
+
+    Raises:
+        UserError: the run makes another number of views than the method takes.
+    """
     options = {key: value for key, value in run.method.items() if key != "name"}
     setting = Setting(batch_size=run.batch_size, train_images=train_images, seed=seed)
     with seeded_init(seed, "init/backbone"):
         backbone = build_backbone(run.backbone, channels)
     with seeded_init(seed, "init/method"):
         checked = method_options(run.method["name"])(**options)
-        return method_class(run.method["name"])(backbone, checked, setting)
+        built = method_class(run.method["name"])(backbone, checked, setting)
+    views = sum(group.count for group in run.views)
+    if views != built.views:
+        raise UserError(
+            f"run {run_id(run)}: method {run.method['name']} takes {built.views} views,"
+            f" `views` makes {views}"
+        )
+    return built
 
 
 def split_state(method: Method) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -27,7 +27,15 @@ from torch.nn import functional as F
 
 from peregrine.config.models import MethodOptions
 from peregrine.data.views import Views
-from peregrine.methods.base import Description, Encoded, Method, Progress, Setting, by_role
+from peregrine.methods.base import (
+    Description,
+    Encoded,
+    Method,
+    Progress,
+    Setting,
+    by_role,
+    features_of,
+)
 from peregrine.methods.feature_augmentation import FeatureQueue, cosines, mask, nearest
 from peregrine.nets.heads import mlp
 
@@ -68,20 +76,14 @@ class Options(MethodOptions):
             raise ValueError(
                 "criterion nt_xent is SimCLR's own: placement none, target shared, not detached"
             )
-        if not self._online_attached() and not self._target_attached():
+        # Only FA on the online side can cut that side off; then the target must be attached.
+        online_cut = self.placement in ("predictor>fa", "fa>predictor") and self.stop_gradient
+        if online_cut and (self.target == "ema" or self.detach_target):
             raise ValueError(
                 f"no gradient reaches the backbone: placement {self.placement} with stop_gradient"
                 f" and a detached target; set stop_gradient: false or attach the target"
             )
         return self
-
-    def _online_attached(self) -> bool:
-        return not (self.placement in ("predictor>fa", "fa>predictor") and self.stop_gradient)
-
-    def _target_attached(self) -> bool:
-        constant = self.stop_gradient or self.operator == "nn"
-        replaced = self.placement in ("basic", "parallel") and constant
-        return self.target == "shared" and not self.detach_target and not replaced
 
 
 def infonce(online: Tensor, target: Tensor, *, temperature: float) -> Tensor:
@@ -138,7 +140,7 @@ class TwoBranch(Method):
         encoded = super().encode(views)
         if self.target is not None:
             with torch.no_grad():
-                encoded.target = [self.target[0](view) for view in by_role(views)]
+                encoded.target = features_of(self.target[0], by_role(views))
         return encoded
 
     def losses(self, encoded: Encoded, progress: Progress) -> dict[str, Tensor]:

@@ -55,10 +55,12 @@ def exclusive(folder: Path) -> Iterator[None]:
     with lock.open("a") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(
                 f"{folder} is being trained by another process; wait for it or end it"
             ) from None
+        except OSError as error:
+            raise UserError(f"{lock} cannot be locked: {error.strerror or error}") from None
         yield
 
 

@@ -172,9 +172,11 @@ def pretrain(
         )
         _train(trainer, at, folder, stop)
         outcome = _outcome(run, at)
-        if outcome["status"] == "finished":
+        if at.epoch and outcome["status"] == "finished":
             outcome["online_probe_accuracy"] = trainer.test_accuracy(data)
         _write(trainer, at, outcome, folder, attempts)
+        if stop:  # it came too late for this seed, but the next one must not begin
+            raise Interrupted(f"stopped by signal {stop[0]}; the results are written")
     return outcome
 
 
@@ -233,12 +235,13 @@ def _outcome(run: Run, at: Position) -> dict[str, object]:
     status, detail = "finished", ""
     if at.history:
         row = at.history[-1]
-        floor = min(row["features_sd"], row["embeddings_sd"])
+        layer = min(("features", "embeddings"), key=lambda layer: row[f"{layer}_sd"])
+        spread = row[f"{layer}_sd"]
         if not all(math.isfinite(value) for value in row.values()):
             status, detail = "nan", "a loss term or monitor is not finite"
-        elif floor < run.collapse_floor and (run.on_collapse == "stop" or at.epoch == run.epochs):
+        elif spread < run.collapse_floor and (run.on_collapse == "stop" or at.epoch == run.epochs):
             status = "collapsed"
-            detail = f"feature sd {floor:.4g} is below the floor {run.collapse_floor:g}"
+            detail = f"{layer} sd {spread:.4g} is below the floor {run.collapse_floor:g}"
     return {"status": status, "detail": detail, "epoch": at.epoch, "online_probe_accuracy": None}
 
 

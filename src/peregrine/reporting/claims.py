@@ -149,7 +149,7 @@ def _reason(claim: Claim, findings: Sequence[Finding]) -> Iterator[str]:
     notes = [(finding.label, finding.notes()) for finding in findings]
     for note in dict.fromkeys(note for _, note in notes if note):
         labels = [label for label, other in notes if other == note]
-        who = "all tests" if 1 < len(labels) == len(findings) else ", ".join(labels)
+        who = "all tests" if 1 < len(labels) == len(findings) else "; ".join(labels)
         yield f"{who}: {note}"
 
 

@@ -8,13 +8,14 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peregrine.config.load import Cell, Project
-from peregrine.config.models import Column, Run, Study, Table
+from peregrine.config.models import BackboneSpec, Column, Run, Study, Table, ViewSpec
+from peregrine.errors import UserError
 from peregrine.reporting.collect import read_collected
 from peregrine.reporting.published import Cells, Published, read_published
 
@@ -25,6 +26,7 @@ NAMES = {
     "knn": "kNN",
     "kmeans": "k-means",
     "c": "C",
+    "nan": "NaN",
 }
 """What readers call things that the configuration writes in lower case."""
 
@@ -60,8 +62,13 @@ def read_study(folder: Path) -> Collected:
 
 
 def document(project: Project, study: Study, collected: Collected, config: Path) -> dict[str, Any]:
-    """The mapping of the module's docstring, ready for JSON."""
+    """The mapping of the module's docstring, ready for JSON.
+
+    Raises:
+        UserError: the study or the scale has changed since it was collected.
+    """
     cells = project.of(study.name)
+    _check(project, study, collected)
     published = read_published(config / "published" / f"{study.name}.csv")
     labels = {name: row.label for name, row in study.rows.items()}
     return {
@@ -72,7 +79,7 @@ def document(project: Project, study: Study, collected: Collected, config: Path)
             "summary": prose(study.summary),
             "scale": project.scale.name,
             "scale_description": prose(project.scale.description),
-            "stands_in": _stands_in(project, study, cells),
+            "stands_in": _stands_in(study, cells),
             "seeds": tally(collected.runs),
             "claims": [
                 _claim(claim, declared.not_run, labels)
@@ -110,6 +117,18 @@ def document(project: Project, study: Study, collected: Collected, config: Path)
             "files": sorted(collected.record["files"].items()),
         },
     }
+
+
+def _check(project: Project, study: Study, collected: Collected) -> None:
+    found = {name: [(x["row"], x["column"]) for x in t] for name, t in collected.tables.items()}
+    places = {t.id: [(row, c.label) for row in t.rows for c in t.columns] for t in study.tables}
+    now = {row: cell.id for row, cell in project.of(study.name).items()}
+    if (
+        found != places
+        or [claim["id"] for claim in collected.claims] != [claim.id for claim in study.claims]
+        or (collected.record["rows"], collected.record["seeds"]) != (now, [*project.scale.seeds])
+    ):
+        raise UserError(f"{collected.folder} is of an older configuration; run collect again")
 
 
 def _declared(
@@ -159,38 +178,40 @@ def _value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
-def _stands_in(project: Project, study: Study, cells: Mapping[str, Cell]) -> list[list[str]]:
+def _stands_in(study: Study, cells: Mapping[str, Cell]) -> list[list[str]]:
     """[what, at paper scale, here]; several values where rows differ."""
-    paper = study.defaults
+    paper, default = study.defaults, {name: f.default for name, f in Run.model_fields.items()}
     trained = [cell.run for cell in cells.values() if cell.run.epochs]
 
-    def here(fact) -> str:
-        return ", ".join(dict.fromkeys(fact(run) for run in trained)) or "nothing trained"
+    def here(fact: Callable[[Run], Any]) -> str:
+        values = (str(fact(run)) for run in trained)
+        return ", ".join(dict.fromkeys(values)) or "nothing trained"
 
-    def backbone(spec: Mapping[str, Any]) -> str:
-        return f"{named(spec.get('name', 'resnet8'))}, width {spec.get('width', 128)}"
+    def net(spec: BackboneSpec) -> str:
+        return f"{named(spec.name)}, width {spec.width}"
 
-    def view_size(run: Run) -> str:
-        return f"{run.views[0].size} px"
+    def plain(key: str) -> list[str]:
+        name = key.replace("_", " ")
+        return [name, str(paper.get(key, default[key])), here(lambda run: getattr(run, key))]
 
+    size = ViewSpec.model_fields["size"].default
     return [
         ["data set", named(paper["dataset"]["name"]), here(lambda run: named(run.dataset.name))],
         [
             "backbone",
-            backbone(paper.get("backbone", {})),
-            here(lambda run: backbone(run.backbone.model_dump())),
+            net(BackboneSpec(**paper.get("backbone", {}))),
+            here(lambda run: net(run.backbone)),
         ],
-        ["views", "32 px", here(view_size)],
-        ["batch size", str(paper.get("batch_size", 256)), here(lambda run: str(run.batch_size))],
-        ["epochs", str(paper.get("epochs", 100)), here(lambda run: str(run.epochs))],
-        ["seeds", "5", str(len(project.scale.seeds))],
+        ["views", f"{size} px", here(lambda run: f"{run.views[0].size} px")],
+        plain("batch_size"),
+        plain("epochs"),
     ]
 
 
 def tally(runs: Sequence[Line]) -> str:
     """'14 of 15 seeds finished, 1 collapsed'."""
     states = Counter(line["status"] for line in runs)
-    others = [f"{n} {state}" for state, n in sorted(states.items()) if state != "finished"]
+    others = [f"{n} {named(state)}" for state, n in sorted(states.items()) if state != "finished"]
     return ", ".join([f"{states['finished']} of {len(runs)} seeds finished", *others])
 
 
@@ -218,7 +239,7 @@ def _claim(claim: Mapping[str, Any], not_run: str, labels: Mapping[str, str]) ->
         "statement": prose(claim["statement"]),
         "verdict": verdict,
         "scale": scale,
-        "reason": prose(not_run),
+        "reason": prose(not_run[:1].upper() + not_run[1:]),
         "tests": [
             {
                 "label": prose(test["label"]),
@@ -241,7 +262,7 @@ def _unit(test: Mapping[str, Any]) -> tuple[float, int, str]:
 
 
 def _test_numbers(test: Mapping[str, Any]) -> str:
-    """'+1.20 points (95 % interval +0.30 to +2.10), p = 0.01, 3 seeds'."""
+    """'+1.20 points (95 %: +0.30 to +2.10), p = 0.01, 3 seeds'."""
     if test["effect"] is None:
         return ""
     times, decimals, unit = _unit(test)
@@ -252,10 +273,10 @@ def _test_numbers(test: Mapping[str, Any]) -> str:
 
     text = show(test["effect"]) + unit
     if test["interval"]:
-        text += " (95 % interval {} to {})".format(*map(show, test["interval"]))
+        text += " (95 %: {} to {})".format(*map(show, test["interval"]))
     if test["p"] is not None:
         text += ", p < 0.001" if test["p"] < 0.001 else f", p = {test['p']:.2g}"
-    return f"{text}, {test['seeds']} seed{'s' if test['seeds'] != 1 else ''}"
+    return f"{text}, {test['seeds']}\u00a0seed{'s' if test['seeds'] != 1 else ''}"
 
 
 def _test_notes(test: Mapping[str, Any]) -> Iterator[str]:
@@ -321,7 +342,7 @@ def _cell(line: Line, column: Column, known: Published | None, notes: list[str])
         "gain": gain,
         "published": _published_text(known, column.percent) if known else "",
         "verdict": "" if line["verdict"] == ours else line["verdict"],
-        "notes": [notes.index(remark) + 1 for remark in remarks],
+        "notes": sorted(notes.index(remark) + 1 for remark in remarks),
     }
 
 
@@ -349,7 +370,7 @@ def _runs(lines: Sequence[Line]) -> list[dict[str, str]]:
         for line in seeds:
             states.setdefault((line["status"], line["detail"]), []).append(line["seed"])
         outcome = "; ".join(
-            f"{', '.join(numbers)} {status}" + (f" ({detail})" if detail else "")
+            f"{', '.join(numbers)} {named(status)}" + (f" ({detail})" if detail else "")
             for (status, detail), numbers in states.items()
         )
         out.append(

@@ -105,7 +105,7 @@ def _colours(names: list[str]) -> dict[str, tuple]:
 def _over_option(figure: Figure, marks: pd.DataFrame) -> Canvas:
     columns = min(3, len(figure.panels))
     rows = -(-len(figure.panels) // columns)
-    canvas, grid = _canvas(rows, columns, 0.6 + 2.1 * rows)
+    canvas, grid = _canvas(rows, columns, 0.7 + 1.8 * rows)
     axes = [ax for line in grid for ax in line]
     ticks = sorted({float(x) for x in marks.loc[marks["kind"] == "seed", "x"]})
     colours, shapes = _colours(list(figure.groups)), dict(zip(figure.groups, cycle("os^D")))
@@ -167,7 +167,7 @@ def _by_row(figure: Figure, marks: pd.DataFrame) -> Canvas:
     listed = marks[marks["kind"] == "mean"].drop_duplicates("label")
     names = {label: place for place, label in enumerate(listed["label"])}
     gain = figure.kind == "gain"
-    height = 1.0 + (0.42 if gain else 0.36) * len(names)
+    height = 1.0 + (0.40 if gain else 0.31) * len(names)
     canvas, grid = _canvas(1, len(figure.panels), height, sharey=True)
     for ax, panel in zip(grid[0], figure.panels, strict=True):
         mine = marks[marks["panel"] == panel.label]
@@ -228,14 +228,14 @@ def _history(figure: Figure, marks: pd.DataFrame) -> Canvas:
     else:
         columns, rows = len(groups), len(figure.panels)
         places = [(group, panel) for panel in figure.panels for group in groups]
-    canvas, grid = _canvas(rows, columns, 0.7 + 1.9 * rows, sharex=True)
+    canvas, grid = _canvas(rows, columns, 0.7 + 1.75 * rows, sharex=True)
     axes = [ax for line in grid for ax in line]
     for index, (ax, (group, panel)) in enumerate(zip(axes, places, strict=False)):
         labels = list(marks.loc[marks["group"] == group, "label"].unique())
         mine = marks[(marks["group"] == group) & (marks["panel"] == panel.label)]
         _lines(ax, mine, _colours(labels))
         parts = panel.label.replace(", ", ",\n").splitlines()
-        ax.set_ylabel("\n".join(textwrap.fill(part, 24) for part in parts))
+        ax.set_ylabel("\n".join(textwrap.fill(part, 22) for part in parts))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(groups) > 1:
             if index % columns:
@@ -262,6 +262,7 @@ def _spectrum(figure: Figure, marks: pd.DataFrame) -> Canvas:
         for value in sorted(set(mine.loc[mine["kind"] == "level", "value"])):
             ax.axhline(value, color="black", ls=":", lw=1.2, label="isotropic")
         ax.set_yscale("log")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_title(panel.label)
         ax.set_xlabel("principal direction")
     grid[0][0].set_ylabel("share of the variance")

@@ -20,7 +20,7 @@ from peregrine.config.models import Figure, Panel, Study
 from peregrine.errors import UserError
 from peregrine.reporting.drawing import render
 from peregrine.reporting.records import Records, from_csv
-from peregrine.reporting.statistics import estimate
+from peregrine.reporting.statistics import estimate, paired
 
 DIGITS = 6
 """Significant digits of the plotted numbers: more than a picture shows, fewer than rounding has."""
@@ -56,7 +56,9 @@ class Source:
         return {seed: scale * value for seed, value in sorted(found.items())}
 
     def curves(self, row: str, name: str) -> dict[int, pd.DataFrame]:
-        """Seed -> the CSV file `name` of that seed's run; seeds without one are left out."""
+        """Seed -> the CSV file `name` of that seed's run; none for a row of mixed seeds."""
+        if self.records.mixed(row):
+            return {}
         folder = self.runs / self.cells[row].id
         paths = {seed: folder / f"seed-{seed}" / name for seed in self.seeds}
         return {seed: _read_curve(path) for seed, path in paths.items() if path.is_file()}
@@ -79,6 +81,11 @@ def draw_figures(project: Project, study: str, results: Path) -> None:
         for row in (*_rows(figure), *figure.baseline, *figure.baseline.values()):
             if row not in plan.rows:
                 raise UserError(f"study {study}: figure {figure.id}: there is no row '{row}'")
+    known = {figure.id for figure in plan.figures}
+    for path in (folder / "figures").rglob("*.*"):
+        if path.is_file() and path.stem not in known:  # of a figure that the study has no longer
+            path.unlink()
+    for figure in plan.figures:
         marks = [_rounded(mark) for mark in MARKS[figure.kind](figure, source)]
         frame = pd.DataFrame(marks, columns=Mark._fields)
         files.write_csv(folder / "figures" / "data" / f"{figure.id}.csv", Mark._fields, marks)
@@ -170,9 +177,8 @@ def _gain(figure: Figure, source: Source) -> Iterator[Mark]:
         base = source.cells.get(figure.baseline.get(cell.row, ""))
         if base is None:
             continue
-        ours, theirs = source.values(cell.row, panel), source.values(base.row, panel)
-        paired = {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
-        yield from _seeds_and_mean(panel, group, cell.label, f"over {base.label}", paired)
+        gains = paired(source.values(cell.row, panel), source.values(base.row, panel))
+        yield from _seeds_and_mean(panel, group, cell.label, f"over {base.label}", gains)
 
 
 def _history(figure: Figure, source: Source) -> Iterator[Mark]:
@@ -245,7 +251,7 @@ def _notes(figure: Figure, study: Study, source: Source, frame: pd.DataFrame) ->
             shown = {int(seed) for seed in mine["seed"]}
         lost = [seed for seed in source.seeds if seed not in shown]
         if lost:
-            why = ", ".join(f"seed {seed} {status.get((row, seed), 'missing')}" for seed in lost)
+            why = ", ".join(f"seed {seed}: {status.get((row, seed), 'missing')}" for seed in lost)
             notes.append(f"{label}: {total - len(lost)} of {total} seeds ({why})")
     if absent:
         notes.append(f"Not run at this scale: {'; '.join(absent)}.")

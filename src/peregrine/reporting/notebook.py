@@ -34,6 +34,8 @@ pre { overflow-x: auto; padding: .7em 1em; background: #f6f7f8; border-radius: 4
   font: 12.5px/1.45 ui-monospace, monospace; }
 .output { overflow-x: auto; } .output pre { background: none; padding: .3em 0; }
 .prompt, .anchor-link { display: none; }
+.supported { color: #00598c; } .contradicted { color: #b8420a; }
+.mixed, .undecided { color: #8a6d00; } .verdict { white-space: nowrap; }
 """
 
 
@@ -78,7 +80,9 @@ def execute(
 @contextmanager
 def _private_kernel(scratch: Path) -> Iterator[None]:
     """A kernel `python3` that is this interpreter, whatever the user's own Jupyter knows."""
-    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    # Quiet: being stopped at the end is nothing to report. What fails in a cell comes as a result.
+    options = ["-f", "{connection_file}", "--log-level=CRITICAL"]
+    command = [sys.executable, "-m", "ipykernel_launcher", *options]
     spec = {"argv": command, "display_name": "Python 3", "language": "python"}
     files.write_text(scratch / "kernels" / "python3" / "kernel.json", json.dumps(spec))
     ours = {
@@ -119,6 +123,8 @@ def _strip(notebook: Any) -> None:
     for place, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{place:02d}"
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        if cell.cell_type == "code":  # warnings of libraries name temporary files
+            cell.outputs = [each for each in cell.outputs if each.get("name") != "stderr"]
 
 
 def _page(notebook: Any, title: str) -> str:

@@ -218,16 +218,14 @@ def _evaluations(folder: Path, protocol: str, run: str, seed: int) -> Iterator[t
             if owner != (run, str(seed)):
                 raise UserError(f"{path} belongs to run {owner[0]}, seed {owner[1]}; move the file")
             for key, value in found.items():
-                # top1 is called accuracy everywhere else, from the published numbers to the plots
-                label = SECTIONS.get((name, key), f"{name}/{key}").replace("top1", "accuracy")
-                yield from _numbers(label, value)
+                yield from _numbers(SECTIONS.get((name, key), f"{name}/{key}"), value)
 
 
 def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
     """The numbers and flags in nested mappings, by path; texts, lists and nulls are not metrics."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _numbers(f"{name}/{key.replace('top1', 'accuracy')}", inner)
+            yield from _numbers(f"{name}/{key}", inner)
     elif isinstance(value, bool | int | float):
         yield name, float(value)
 

@@ -6,24 +6,21 @@ enters, so equal inputs give equal bytes.
 """
 
 import html
-import json
 import os
 import shutil
 import tempfile
-from collections import Counter
 from pathlib import Path
 
 from peregrine import files
 from peregrine.config.load import Project
 from peregrine.errors import UserError
-from peregrine.reporting.document import Collected, document, read_study
+from peregrine.reporting.document import Collected, document, prose, read_study, tally
 from peregrine.reporting.notebook import execute, page
+from peregrine.reporting.statistics import EPS
 
 WORKFLOW = Path(__file__).parents[3] / "workflow"
 NOTEBOOK = WORKFLOW / "notebooks" / "study.py"
 TEMPLATE = WORKFLOW / "report" / "study.typ"
-EPS = 0.005
-"""Largest difference from a published share that counts as none, declared before any result."""
 
 
 def report(
@@ -75,3 +72,37 @@ def _pdf(data: Path, collected: Collected) -> bytes:
         shutil.copy(data, Path(root, "data.json"))
         shutil.copytree(collected.folder / "figures", Path(root, "figures"))
         return typst.compile(Path(root, "study.typ"), root=root, ignore_system_fonts=True)
+
+
+def index(project: Project, results: Path, reports: Path) -> None:
+    """Write {reports}/{scale}/index.html: every study's verdicts, with links to its reports.
+
+    Raises:
+        UserError: a study has not been collected, or a file was changed since.
+    """
+    scale = project.scale
+    body = [
+        f"<h1>Peregrine at scale {_text(scale.name)}</h1>",
+        f"<p>{_text(scale.description)}</p>",
+    ]
+    for name, study in project.studies.items():
+        collected = read_study(results / scale.name / name)
+        kinds = {"pdf": "PDF", "html": "notebook as a page", "ipynb": "notebook", "json": "data"}
+        links = " · ".join(f'<a href="{name}.{end}">{kind}</a>' for end, kind in kinds.items())
+        lines = "".join(
+            f"<tr><td>{_text(claim['id'])}</td><td>{_text(claim['statement'])}</td>"
+            f'<td class="verdict {claim["verdict"].split()[0]}">{_text(claim["verdict"])}</td></tr>'
+            for claim in collected.claims
+        )
+        body += [
+            f"<h2>{_text(study.title)}</h2>",
+            f"<p>{_text(study.paper)}. {links}</p>",
+            f"<p>{len(project.of(name))} runs; {_text(tally(collected.runs))}.</p>",
+            f"<table><tr><th></th><th>claim</th><th>verdict</th></tr>{lines}</table>",
+        ]
+    text = page(f"Peregrine, {scale.name}", "\n".join(body))
+    files.write_text(reports / scale.name / "index.html", text)
+
+
+def _text(plain: str) -> str:
+    return html.escape(prose(plain))

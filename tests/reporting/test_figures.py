@@ -1,0 +1,178 @@
+"""Figures: the plotted numbers are derived here by hand; pictures are compared as bytes."""
+
+import csv
+import math
+from pathlib import Path
+
+import pytest
+
+from peregrine.config.load import load
+from peregrine.errors import UserError
+from peregrine.reporting import figures
+from peregrine.reporting.figures import draw_figures
+
+ROOT = Path(__file__).parents[2]
+T975 = 4.302652729911275  # of 2 degrees of freedom
+
+
+def marks(world, figure: str, **wanted: str) -> list[dict[str, str]]:
+    path = world.folder / "figures" / "data" / f"{figure}.csv"
+    with path.open(newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    return [line for line in lines if all(line[key] == value for key, value in wanted.items())]
+
+
+def number(world, figure: str, column: str = "value", **wanted: str) -> float:
+    [line] = marks(world, figure, **wanted)
+    return float(line[column])
+
+
+@pytest.fixture
+def notes(monkeypatch):
+    """What each figure says in small print, by figure; nothing is drawn."""
+    said = {}
+
+    def record(figure, frame, lines):
+        said[figure.id] = lines
+        return {}
+
+    monkeypatch.setattr(figures, "render", record)
+    return said
+
+
+def test_a_metric_over_an_option_shows_seeds_mean_and_interval(collected):
+    c16 = {"panel": "linear probe, %", "label": "Toy, c = 16"}
+    assert [float(line["value"]) for line in marks(collected, "sizes", kind="seed", **c16)] == [
+        89.9,
+        90.0,
+        90.1,
+    ]
+    half = T975 * 0.1 / math.sqrt(3)
+    assert number(collected, "sizes", "x", kind="mean", **c16) == 16
+    assert number(collected, "sizes", kind="mean", **c16) == pytest.approx(90, rel=1e-6)
+    assert number(collected, "sizes", "low", kind="mean", **c16) == pytest.approx(90 - half, 1e-5)
+    assert number(collected, "sizes", "high", kind="mean", **c16) == pytest.approx(90 + half, 1e-5)
+    untrained = {"kind": "untrained", "panel": "linear probe, %"}
+    assert number(collected, "sizes", **untrained) == pytest.approx(51)
+    levels = marks(collected, "sizes", kind="level", label="chance level")
+    assert {(line["x"], line["value"]) for line in levels} == {
+        ("16.0", "0.1"),
+        ("64.0", "0.1"),
+        ("256.0", "0.1"),
+    }
+
+
+def test_rows_whose_seeds_differ_in_code_are_not_drawn(collected):
+    for figure in ("sizes", "rows", "training"):
+        assert marks(collected, figure, label="Toy, c = 16")
+        assert not marks(collected, figure, label="Toy <mixed> & odd")
+
+
+def test_gains_are_paired_by_seed(collected):
+    gains = marks(collected, "gain", kind="seed", label="Toy, c = 256")
+    # Seed 0 of the row is missing: 0.90 - 0.900 and 0.931 - 0.901, in points.
+    assert [(g["seed"], float(g["value"])) for g in gains] == [("1", 0.0), ("2", 3.0)]
+    assert number(collected, "gain", kind="mean", label="Toy, c = 256") == pytest.approx(1.5)
+
+
+def test_the_baseline_of_a_row_is_the_mean_of_its_own(collected):
+    assert number(collected, "rows", kind="baseline", label="Toy, c = 64") == pytest.approx(90)
+
+
+def test_a_spectrum_is_a_share_of_the_variance(collected):
+    lines = marks(collected, "spectrum", panel="embeddings", label="Toy, c = 16")
+    # Squares of 1, 1/2, 1/4, 1/8 over their sum 85/64, whatever the scale of a seed.
+    for seed in ("0", "1", "2", ""):
+        shares = [float(line["value"]) for line in lines if line["seed"] == seed][:4]
+        assert shares == pytest.approx([64 / 85, 16 / 85, 4 / 85, 1 / 85], rel=1e-5)
+    assert [line["value"] for line in lines if line["kind"] == "level"] == ["0.25"]
+
+
+def test_a_history_has_a_line_per_seed_and_their_mean(collected):
+    lines = marks(collected, "training", label="Toy, c = 256", x="2")
+    assert {(line["kind"], line["seed"]): float(line["value"]) for line in lines} == {
+        ("seed", "1"): pytest.approx(85),
+        ("seed", "2"): pytest.approx(88.1),
+        ("mean", ""): pytest.approx(86.55),
+    }
+
+
+def test_what_is_missing_is_said_below_the_picture(collected, notes):
+    draw_figures(collected.project, "toy", collected.results)
+    assert notes["rows"] == [
+        "Toy, c = 64: 2 of 3 seeds (seed 2: nan)",
+        "Toy, c = 256: 2 of 3 seeds (seed 0: missing)",
+        "Toy <mixed> & odd: 0 of 3 seeds (seed 0: mixed, seed 1: mixed, seed 2: mixed)",
+    ]
+    assert notes["sizes"][-1] == "Not run at this scale: Toy, c = 1024."
+    assert notes["spectrum"] == []
+
+
+def test_pictures_are_the_same_bytes_again_and_show_the_numbers(collected):
+    folder = collected.folder / "figures"
+    before = {path.name: path.read_bytes() for path in folder.glob("*.*")}
+    assert sorted(before) == sorted(
+        f"{name}.{end}"
+        for name in ("sizes", "rows", "gain", "training", "spectrum")
+        for end in ("svg", "png")
+    )
+    assert all(b"<dc:date>" not in data and b"Software" not in data for data in before.values())
+    draw_figures(collected.project, "toy", collected.results)
+    assert {path.name: path.read_bytes() for path in folder.glob("*.*")} == before
+    # Another number is another picture: the bytes are no constant.
+    plan = collected.project.study("toy").figures[1]
+    frame = figures.pd.DataFrame(
+        [figures.Mark("linear probe, %", "published", "Toy", "", "seed", 0, 1.0)]
+    )
+    assert figures.render(plan, frame, [])["svg"] != before["rows.svg"]
+
+
+def test_the_configured_figures_draw_without_any_run(tmp_path, notes, fixed_code, monkeypatch):
+    """Every figure of config/ names rows and options that exist, and says that nothing is there."""
+    from peregrine.reporting.collect import collect
+
+    project = load(ROOT / "config", scale="demo")
+    for name, study in project.studies.items():
+        collect(project, name, tmp_path, ROOT / "config")
+        notes.clear()
+        draw_figures(project, name, tmp_path)
+        assert list(notes) == [figure.id for figure in study.figures]
+        assert len(study.figures) == 3
+        assert all("0 of 3 seeds" in lines[0] for lines in notes.values())
+
+
+def test_a_figure_without_a_run_is_a_panel_that_says_so(collected):
+    plan = collected.project.study("toy").figures[0]
+    empty = figures.pd.DataFrame([], columns=figures.Mark._fields)
+    with_note = figures.render(plan, empty, ["Toy: 0 of 3 seeds"])
+    assert with_note["png"].startswith(b"\x89PNG")
+    assert with_note["svg"] != figures.render(plan, empty, [])["svg"]
+
+
+def test_a_figure_that_the_study_has_no_longer_goes(collected, notes):
+    stale = [collected.folder / "figures" / name for name in ("old.svg", "data/old.csv")]
+    for path in stale:
+        path.write_text("")
+    draw_figures(collected.project, "toy", collected.results)
+    assert not any(path.exists() for path in stale)
+    assert (collected.folder / "figures" / "gain.svg").is_file()
+
+
+def test_an_unknown_row_is_refused(collected, notes, monkeypatch):
+    study = collected.project.study("toy")
+    wrong = study.figures[2].model_copy(update={"groups": {"all": ("c61",)}})
+    study = study.model_copy(update={"figures": (wrong,)})
+    monkeypatch.setitem(collected.project.studies, "toy", study)
+    with pytest.raises(UserError, match="figure gain: there is no row 'c61'"):
+        draw_figures(collected.project, "toy", collected.results)
+
+
+def test_a_damaged_curve_is_refused(collected, notes):
+    path = collected.seed_folder("c16", 0) / "history.csv"
+    before = path.read_bytes()
+    path.write_bytes(b'epoch,probe_accuracy\n1,"')
+    try:
+        with pytest.raises(UserError, match=r"history\.csv is damaged"):
+            draw_figures(collected.project, "toy", collected.results)
+    finally:
+        path.write_bytes(before)

@@ -1,0 +1,250 @@
+"""Reports: same bytes twice, nothing loaded from elsewhere, and a notebook that really checks."""
+
+import csv
+import io
+import json
+import re
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from peregrine import files
+from peregrine.errors import UserError
+from peregrine.reporting.document import document, prose, read_study
+from peregrine.reporting.report import index, report
+
+KINDS = ("html", "ipynb", "json", "pdf")
+
+
+@dataclass
+class Copy:
+    """A collected world that a test may spoil."""
+
+    world: object
+    results: Path
+    reports: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.results / "paper" / "toy"
+
+    def edit(self, name: str, change, *, sums: bool) -> None:
+        """Change a collected file; `sums`: and make collected.json agree, as a forger would."""
+        path = self.folder / name
+        path.write_text(change(path.read_text()))
+        if sums:
+            record = files.read_json(self.folder / "collected.json")
+            record["files"][name] = files.sha256(path)
+            files.write_json(self.folder / "collected.json", record)
+
+    def report(self) -> dict[str, bytes]:
+        report(self.world.project, "toy", self.results, self.reports, self.world.config)
+        return {kind: (self.reports / "paper" / f"toy.{kind}").read_bytes() for kind in KINDS}
+
+
+@pytest.fixture
+def copy(collected, tmp_path):
+    shutil.copytree(collected.results / "paper", tmp_path / "results" / "paper")
+    return Copy(collected, tmp_path / "results", tmp_path / "reports")
+
+
+@pytest.fixture(scope="module")
+def made(collected):
+    """The four files of a report."""
+    report(collected.project, "toy", collected.results, collected.reports, collected.config)
+    return {kind: (collected.reports / "paper" / f"toy.{kind}").read_bytes() for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def printed(made):
+    return json.loads(made["json"])["printed"]
+
+
+def cell_of(printed, table: int, row: str, column: str) -> dict:
+    table = printed["tables"][table]
+    [line] = [line for line in table["rows"] if line["label"] == row]
+    return line["cells"][table["columns"].index(column)]
+
+
+def test_a_second_report_elsewhere_has_the_same_bytes(made, copy):
+    again = copy.report()
+    assert [kind for kind in KINDS if again[kind] != made[kind]] == []
+    assert sorted(path.name for path in (copy.reports / "paper").iterdir()) == sorted(
+        f"toy.{kind}" for kind in KINDS
+    )
+
+
+def test_nothing_volatile_or_local_is_in_the_notebook(made, collected):
+    text = made["ipynb"].decode()
+    assert str(collected.results) not in text and "/tmp" not in text
+    assert not re.search(r"papermill|iopub|start_time|0x[0-9a-f]{6,}", text)
+    assert [c["id"] for c in json.loads(text)["cells"]][:2] == ["cell-00", "cell-01"]
+
+
+def test_the_page_loads_nothing_from_elsewhere(made, collected):
+    index(collected.project, collected.results, collected.reports)
+    pages = [made["html"].decode(), (collected.reports / "paper" / "index.html").read_text()]
+    for page in pages:
+        assert not re.search(r"<(script|link|iframe|object)\b|@import|url\(", page)
+        sources = re.findall(r'\bsrc="([^"]{0,30})', page)
+        assert all(source.startswith("data:") for source in sources)
+    assert pages[0].count("data:image/png;base64,") == len(collected.project.study("toy").figures)
+
+
+def test_the_pdf_has_pages_and_no_date(made):
+    assert made["pdf"].startswith(b"%PDF") and len(made["pdf"]) > 20_000
+    assert b"CreationDate" not in made["pdf"] and b"ModDate" not in made["pdf"]
+
+
+def test_every_claim_is_printed_with_its_verdict(printed):
+    assert [(claim["id"], claim["verdict"]) for claim in printed["claims"]] == [
+        ("A1", "mixed"),  # c64 has a seed that ended in NaN, which counts as contradicted
+        ("A2", "undecided"),
+        ("A3", "undecided"),
+        ("A4", "not run"),
+    ]
+    assert printed["claims"][3]["reason"] == "There is no row for it"
+    # Seeds 1 and 2: (.90 - .51) - (.90 - .51) and (.931 - .52) - (.901 - .52)
+    interaction = printed["claims"][2]["tests"][1]
+    assert interaction["numbers"].startswith("+1.50 points (95 %: \u221217.56 to +20.56), p = 0.")
+
+
+def test_missing_failed_and_mixed_seeds_are_shown(printed, made):
+    assert cell_of(printed, 0, "Toy, c = 64", "linear")["seeds"] == "2 of 3 seeds"
+    assert cell_of(printed, 0, "Toy, c = 256", "few")["seeds"] == "2 of 3 seeds"
+    assert cell_of(printed, 0, "Toy <mixed> & odd", "few")["ours"] == "mixed"
+    assert cell_of(printed, 0, "Toy, c = 1024", "few")["ours"] == "not run"
+    assert printed["seeds"] == "10 of 15 seeds finished, 1 missing, 3 mixed, 1 NaN"
+    assert "2 of 3 seeds" in made["html"].decode()
+    [run] = [run for run in printed["runs"] if run["label"] == "Toy, c = 64"]
+    assert run["seeds"].startswith("0, 1 finished; 2 NaN")
+
+
+def test_cells_print_ours_beside_the_published_number(printed):
+    cell = cell_of(printed, 0, "Toy, c = 16", "linear")
+    half = 4.302652729911275 * 0.1 / 3**0.5
+    assert cell["ours"] == f"90.0 \u00b1 {half:.1f}"
+    assert cell["published"] == "90"
+    assert cell["verdict"] == "reproduced"
+    assert cell_of(printed, 1, "Toy, c = 16", "linear")["verdict"].endswith("assumptions")
+    assert cell_of(printed, 2, "Toy, c = 16", "linear")["verdict"] == "other set-up"
+    assert cell_of(printed, 0, "Toy, c = 64", "linear")["verdict"] == "inconclusive"
+    # Seeds 1 and 2: 0.90 - 0.900 and 0.931 - 0.901, so 1.5 points; t(1) * 1.5 = 19.1.
+    gain = cell_of(printed, 0, "Toy, c = 256", "linear")["gain"]
+    assert gain == "+1.5 (\u221217.6 to +20.6)"
+
+
+def test_every_kind_of_cell_verdict_is_recomputed(printed):
+    """The notebook compared these with its own; published with two decimals, so tol is .01."""
+    verdicts = {
+        ("Toy, c = 16", "few"): "reproduced (printed value)",  # sd .003: 1.69 sd < .01 < 3.37 sd
+        ("untrained net", "few"): "consistent",  # sd .006: 1.69 sd > .01, but d = 0
+        ("Toy, c = 256", "few"): "above published",
+        ("Toy <mixed> & odd", "linear"): "",  # printed as its number: mixed
+    }
+    for (row, column), verdict in verdicts.items():
+        assert cell_of(printed, 0, row, column)["verdict"] == verdict
+
+
+def test_prose_names_rows_by_their_labels():
+    labels = {"c16": "Toy, c = 16", "c16-b": "Toy b", "untrained": "untrained net"}
+    assert prose("not run: c16, c16-b", labels) == "not run: Toy, c = 16, Toy b"
+    assert prose("the untrained net - H^T H", labels) == "the untrained net \u2013 H\u1d40 H"
+
+
+def test_a_changed_file_is_refused(copy):
+    copy.edit("tables/main.csv", lambda text: text.replace("0.9,", "0.8,", 1), sums=False)
+    with pytest.raises(UserError, match=r"main\.csv is missing or was changed"):
+        copy.report()
+    assert not copy.reports.exists()
+
+
+@pytest.mark.parametrize("part", ["tables", "claims", "scale"])
+def test_results_of_an_older_configuration_are_refused(copy, part, monkeypatch):
+    project = copy.world.project
+    if part == "scale":
+        project = replace(project, scale=project.scale.model_copy(update={"seeds": (0, 1)}))
+    else:
+        study = project.study("toy")
+        study = study.model_copy(update={part: getattr(study, part)[:-1]})
+        project = replace(project, studies={"toy": study})
+    monkeypatch.setattr(copy.world, "project", project)
+    with pytest.raises(UserError, match="older configuration; run collect again"):
+        copy.report()
+
+
+def test_a_missing_figure_is_refused(copy):
+    (copy.folder / "figures" / "gain.png").unlink()
+    with pytest.raises(UserError, match=r"gain\.png does not exist"):
+        copy.report()
+
+
+def forged_mean(text: str) -> str:
+    lines = list(csv.DictReader(io.StringIO(text)))
+    lines[4]["mean"] = f"{float(lines[4]['mean']) + 0.000002:.6f}"
+    out = io.StringIO()
+    writer = csv.DictWriter(out, lines[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue()
+
+
+FORGERIES = {
+    "a mean, by two millionths": ("tables/main.csv", forged_mean, "mean is"),
+    "a verdict of a cell": (
+        "tables/main.csv",
+        lambda text: text.replace(",reproduced,", ",consistent,", 1),
+        "main, Toy, c = 16, linear: verdict is reproduced",
+    ),
+    "a p value": (
+        "claims.json",
+        lambda text: re.sub(r'"p": 0\.\d+', '"p": 0.04', text, count=1),
+        "claims.json says",
+    ),
+    "a verdict of a test": (
+        "claims.json",
+        lambda text: text.replace('"verdict": "contradicted"', '"verdict": "supported"', 1),
+        "claim A1, above of c16, c64, big: Toy, c = 64: contradicted",
+    ),
+    "a verdict of a claim": (
+        "claims.json",
+        lambda text: text.replace('"mixed @paper"', '"supported @paper"', 1),
+        "claim A1: mixed @paper",
+    ),
+    "a measurement": (
+        "metrics.csv",
+        lambda text: re.sub(r"(few/accuracy,0\.\d)", r"\g<1>1", text, count=1),
+        "table main, untrained net, few: mean is",
+    ),
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_the_notebook_stops_at_a_forged_number(copy, forgery):
+    """All sums are right again, so only the recomputation can notice."""
+    name, change, message = FORGERIES[forgery]
+    before = (copy.folder / name).read_text()
+    copy.edit(name, change, sums=True)
+    assert (copy.folder / name).read_text() != before
+    with pytest.raises(UserError, match="notebook study.py, cell .*AssertionError") as stopped:
+        copy.report()
+    assert message in str(stopped.value)
+    assert not (copy.reports / "paper" / "toy.pdf").exists()
+
+
+def test_the_index_counts_runs_and_links_reports(collected):
+    index(collected.project, collected.results, collected.reports)
+    page = (collected.reports / "paper" / "index.html").read_text()
+    assert "5 runs; 10 of 15 seeds finished" in page
+    assert page.count("<tr>") == 1 + len(collected.project.study("toy").claims)
+    assert all(f'href="toy.{kind}"' in page for kind in KINDS)
+    assert "A toy \u2013 with a dash" in page
+
+
+def test_the_mapping_needs_no_report(collected):
+    study = collected.project.study("toy")
+    found = document(collected.project, study, read_study(collected.folder), collected.config)
+    assert len(found["printed"]["claims"]) == len(found["declared"]["claims"]) == 4
+    assert found["declared"]["options"]["method.codes"]["c64"] == 64
