@@ -183,9 +183,12 @@ torch.manual_seed(99), random.seed(99), np.random.seed(99)
 moments = random.Random(int(seed))
 watched = [folder / "resume" / "attempts", folder / "resume" / "last.safetensors"]
 
+def written(path):
+    return path.stat().st_mtime_ns if path.exists() else 0
+
 def wait(path):
-    before = path.stat().st_mtime_ns if path.exists() else 0
-    while not path.exists() or path.stat().st_mtime_ns == before:
+    before, deadline = written(path), time.monotonic() + 20
+    while written(path) == before and time.monotonic() < deadline:
         time.sleep(0.001)
 
 for kill in range(int(kills)):
@@ -205,7 +208,7 @@ for kill in range(int(kills)):
                 print("REFUSED", error, flush=True)
             os._exit(0)
         os.waitpid(second, 0)
-    time.sleep(moments.uniform(0, 0.05))
+    time.sleep(moments.uniform(0, 0.03))
     os.kill(child, signal.SIGKILL)
     print("KILLED", os.waitpid(child, 0)[1], flush=True)
 pretrain(run, 0, data, folder, torch.device("cpu"))
@@ -219,7 +222,7 @@ def test_killed_at_random_moments(
 ):
     """Five SIGKILLs in another process, under another hash seed and other global random numbers;
     while the first child lives, a second one is refused."""
-    run = tiny_run(method, optimizer={"name": optimizer}, epochs=16)
+    run = tiny_run(method, optimizer={"name": optimizer}, epochs=40)
     expected = undisturbed(run)
     folder = tmp_path / "killed"
     arguments = (tmp_path / "undisturbed/run.yaml", tiny_data_path, folder, 5, 5)
@@ -237,7 +240,7 @@ def test_killed_at_random_moments(
     starts = [line for line in done.stdout.splitlines() if "effective learning rate" in line]
     begun = [int(line.split("epoch ")[1].split()[0]) for line in starts]
     assert begun == sorted(begun)
-    assert 0 < begun[-1] < 16, "no kill fell into the training"
+    assert 0 < begun[-1] < 40, "no kill fell into the training"
     assert results(folder) == expected
 
 
