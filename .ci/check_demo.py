@@ -1,4 +1,4 @@
-"""What `make demo` must have left: reports that are not empty, and pretraining within its budget."""
+"""What `make demo` must have left: reports with content, and pretraining within budget."""
 
 import argparse
 import csv
@@ -32,10 +32,16 @@ def problems(elapsed: float) -> list[str]:
         if not any("not run" not in claim["verdict"] for claim in claims):
             found.append(f"{folder}/claims.json has no verdict")
         runs = list(csv.DictReader((folder / "runs.csv").open()))
-        found += [f"{r['label']} seed {r['seed']}: {r['status']}" for r in runs if r["status"] != "finished"]
+        found += [
+            f"{r['label']} seed {r['seed']}: {r['status']}"
+            for r in runs
+            if r["status"] != "finished"
+        ]
     jobs = [next(csv.DictReader(p.open(), delimiter="\t")) for p in _benchmarks("pretrain")]
     seconds = sum(float(job["s"]) for job in jobs)
-    peak = max(float(next(csv.DictReader(p.open(), delimiter="\t"))["max_rss"]) for p in _benchmarks("*"))
+    peak = max(
+        float(next(csv.DictReader(p.open(), delimiter="\t"))["max_rss"]) for p in _benchmarks("*")
+    )
     print(f"{len(jobs)} pretraining jobs, {seconds:.0f} s in all; peak of one job {peak:.0f} MB")
     if not jobs or seconds > PRETRAINING_SECONDS:
         found.append(f"pretraining took {seconds:.0f} s, more than {PRETRAINING_SECONDS}")

@@ -131,9 +131,7 @@ def diagnose(
 
 
 @app.command()
-def collect(
-    study: str, config: Configuration = Path("config"), scale: ScaleName = None
-) -> None:
+def collect(study: str, config: Configuration = Path("config"), scale: ScaleName = None) -> None:
     """Gather whatever is finished into metrics, tables, figures and claims."""
     from peregrine.config.load import load
     from peregrine.reporting.collect import collect as step

@@ -44,7 +44,9 @@ def test_probe_equals_a_plain_scikit_learn_pipeline(blobs):
     ).fit(train_x.astype(np.float64), train_y)
     assert result["accuracy"] == pytest.approx(plain.score(test_x, test_y), abs=1e-9)
     best = np.argsort(plain.predict_proba(test_x), axis=1)[:, -5:]
-    assert result["top5_accuracy"] == pytest.approx((best == test_y[:, None]).any(1).mean(), abs=1e-9)
+    assert result["top5_accuracy"] == pytest.approx(
+        (best == test_y[:, None]).any(1).mean(), abs=1e-9
+    )
     assert result["standard_error"] == pytest.approx(
         math.sqrt(result["accuracy"] * (1 - result["accuracy"]) / 400)
     )

@@ -113,9 +113,7 @@ def test_stopped_mid_epoch_and_at_its_end(
     assert results(folder) == expected
 
 
-def test_stopped_while_results_are_written(
-    tiny_run, tiny_data, undisturbed, monkeypatch, tmp_path
-):
+def test_stopped_while_results_are_written(tiny_run, tiny_data, undisturbed, monkeypatch, tmp_path):
     """Too late for this seed; but whoever asked must not see the next one begin."""
     run = tiny_run(epochs=1)
     expected = undisturbed(run)
@@ -131,9 +129,7 @@ class Killed(BaseException):
     """A kill: nothing after it runs, not even an `except Exception`."""
 
 
-def test_killed_before_every_write_to_disk(
-    tiny_run, tiny_data, undisturbed, monkeypatch, tmp_path
-):
+def test_killed_before_every_write_to_disk(tiny_run, tiny_data, undisturbed, monkeypatch, tmp_path):
     """Each fsync and each rename of a run is the last thing that one attempt does."""
     run = tiny_run(epochs=2, batch_size=48)
     expected = undisturbed(run)

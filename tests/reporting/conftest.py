@@ -182,7 +182,7 @@ class World:
             (layer, index, 2.0 ** -(index + power))
             for layer, power in (("features", 0), ("embeddings", seed))
             for index in range(WIDTH)
-        ]
+        ] + [("features", WIDTH, 1e-7)]  # what rounding leaves of a direction that is not there
         files.write_csv(
             folder / "corrected" / "spectrum.csv", ("layer", "index", "value"), spectrum
         )

@@ -86,6 +86,8 @@ def test_a_spectrum_is_a_share_of_the_variance(collected):
         shares = [float(line["value"]) for line in lines if line["seed"] == seed][:4]
         assert shares == pytest.approx([64 / 85, 16 / 85, 4 / 85, 1 / 85], rel=1e-5)
     assert [line["value"] for line in lines if line["kind"] == "level"] == ["0.25"]
+    features = marks(collected, "spectrum", panel="features", label="Toy, c = 16", kind="mean")
+    assert [line["x"] for line in features] == ["1", "2", "3", "4"]  # the fifth is rounding
 
 
 def test_a_history_has_a_line_per_seed_and_their_mean(collected):

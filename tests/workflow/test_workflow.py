@@ -128,7 +128,11 @@ def test_a_finished_run_plans_nothing_and_left_everything(finished):
 
 
 def test_a_changed_falcon_loss_reruns_falcon_and_what_hangs_on_it(finished, edit):
-    edit("src/peregrine/methods/falcon.py", "(log_p.exp() * log_q).sum(dim=1)", "(log_q * log_p.exp()).sum(dim=1)")
+    edit(
+        "src/peregrine/methods/falcon.py",
+        "(log_p.exp() * log_q).sum(dim=1)",
+        "(log_q * log_p.exp()).sum(dim=1)",
+    )
     plan = planned(finished)
     runs = {path.name for path in finished.glob("results/runs/*")}
     falcon = {name for name in runs if "-falcon-" in name}

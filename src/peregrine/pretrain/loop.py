@@ -106,9 +106,7 @@ class Trainer:
         set_lr(self.probe_optimizer, self.probe_schedule.at(now.step))
         # On the host: parameters are drawn there, the same ones for every device.
         draws = generator(self.seed, "views", now.epoch, index)
-        views = make_views(
-            self.images[rows], self.run.views, draws, mean=self.mean, std=self.sd
-        )
+        views = make_views(self.images[rows], self.run.views, draws, mean=self.mean, std=self.sd)
         with autocast(self.device, self.run.precision):
             encoded = self.method.encode(views)
             terms = self.method.losses(encoded, now)

@@ -30,6 +30,9 @@ NAMES = {
 }
 """What readers call things that the configuration writes in lower case."""
 
+NO_BREAK = "\u00a0"
+"""A space at which no line breaks."""
+
 Line = dict[str, str]
 
 
@@ -276,7 +279,7 @@ def _test_numbers(test: Mapping[str, Any]) -> str:
         text += " (95 %: {} to {})".format(*map(show, test["interval"]))
     if test["p"] is not None:
         text += ", p < 0.001" if test["p"] < 0.001 else f", p = {test['p']:.2g}"
-    return f"{text}, {test['seeds']}\u00a0seed{'s' if test['seeds'] != 1 else ''}"
+    return f"{text}, {test['seeds']}{NO_BREAK}seed{'s' if test['seeds'] != 1 else ''}"
 
 
 def _test_notes(test: Mapping[str, Any]) -> Iterator[str]:
@@ -289,7 +292,7 @@ def _test_notes(test: Mapping[str, Any]) -> Iterator[str]:
     if test["verdict"] == "undecided" and test["detectable"] is not None:
         times, decimals, unit = _unit(test)
         shown = _fixed(times * test["detectable"], decimals)
-        yield f"{test['seeds']} seeds would have shown {shown}{unit}"
+        yield f"{test['seeds']} seeds would have shown a difference of {shown}{unit}"
 
 
 def _table(table: Table, study: Study, lines: Sequence[Line], published: Cells) -> dict[str, Any]:
@@ -324,14 +327,16 @@ def _cell(line: Line, column: Column, known: Published | None, notes: list[str])
     def show(key: str, *, signed: bool = False) -> str:
         return _fixed(times * float(line[key]), column.decimals, signed=signed)
 
-    absent = "not run" if not line["run"] else "mixed" if line["verdict"] == "mixed" else "none"
+    absent = "not run" if not line["run"] else "no result"
+    absent = "mixed" if line["verdict"] == "mixed" else absent
     ours = show("mean") if line["mean"] else absent
     if line["low"]:
         half = times * (float(line["high"]) - float(line["low"])) / 2
         ours += f" \u00b1 {_fixed(half, column.decimals)}"
     gain = show("gain", signed=True) if line["gain"] else ""
     if line["gain_low"]:
-        gain += f" ({show('gain_low', signed=True)} to {show('gain_high', signed=True)})"
+        ends = f"({show('gain_low', signed=True)} to {show('gain_high', signed=True)})"
+        gain += f" {ends.replace(' ', NO_BREAK)}"
     lost = int(line["missing"]) + int(line["failed"])
     remarks = [r for r in line["remark"].split("; ") if r and not r.startswith("not run at scale")]
     notes += [remark for remark in dict.fromkeys(remarks) if remark not in notes]

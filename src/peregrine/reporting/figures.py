@@ -25,6 +25,10 @@ from peregrine.reporting.statistics import estimate, paired
 DIGITS = 6
 """Significant digits of the plotted numbers: more than a picture shows, fewer than rounding has."""
 
+ROUNDING = 1e-12
+"""Shares of variance below it are not drawn: float32 rounding of features alone makes (2^-23)^2 of
+their mean square, which is up to a hundred times their variance where directions hardly differ."""
+
 
 class Mark(NamedTuple):
     """One thing in a picture: a seed's dot or line, a mean with its interval, a reference line."""
@@ -82,8 +86,8 @@ def draw_figures(project: Project, study: str, results: Path) -> None:
             if row not in plan.rows:
                 raise UserError(f"study {study}: figure {figure.id}: there is no row '{row}'")
     known = {figure.id for figure in plan.figures}
-    for path in (folder / "figures").rglob("*.*"):
-        if path.is_file() and path.stem not in known:  # of a figure that the study has no longer
+    for path in (folder / "figures").rglob("*"):  # of a figure that the study has no longer
+        if path.suffix in (".svg", ".png", ".csv") and path.stem not in known:
             path.unlink()
     for figure in plan.figures:
         marks = [_rounded(mark) for mark in MARKS[figure.kind](figure, source)]
@@ -196,7 +200,8 @@ def _spectrum(figure: Figure, source: Source) -> Iterator[Mark]:
         for seed, table in source.curves(cell.row, f"{panel.reading}/spectrum.csv").items():
             values = table[table["layer"] == panel.metric].set_index("index")["value"] ** 2
             if values.sum() > 0:
-                share = values[values > 0] / values.sum()
+                share = values / values.sum()
+                share = share[share > ROUNDING]
                 curves[seed] = share.set_axis(share.index - values.index.min() + 1)
                 width = len(values)
         yield from _curves(panel, group, cell.label, curves, _geometric_mean)

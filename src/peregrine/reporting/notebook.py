@@ -109,11 +109,13 @@ def _private_kernel(scratch: Path) -> Iterator[None]:
 def _transport(scratch: Path) -> Any:
     """Talk to the kernel through sockets in `scratch`: two reports at once share no port.
 
-    Such a path must stay below 108 bytes; where the temporary folder is a long one, TCP it is.
+    Such a path must stay below 104 bytes; where the temporary folder is a long one, TCP it is.
     """
     from traitlets.config import Config
 
-    return Config({"KernelManager": {"transport": "ipc" if len(str(scratch)) < 40 else "tcp"}})
+    sockets = str(scratch / "kernel")
+    local = {"transport": "ipc", "ip": sockets}
+    return Config({"KernelManager": local if len(sockets) < 100 else {"transport": "tcp"}})
 
 
 def _strip(notebook: Any) -> None:
