@@ -39,11 +39,23 @@ studies:
 """
 
 
-def checkout(folder: Path) -> Path:
+RULES = {
+    "Preparing data set": "prepare",
+    "Pretraining": "pretrain",
+    "Extracting features of": "extract",
+    "Evaluating": "evaluate",
+    "Collapse diagnostics of": "diagnose",
+    "Tables, figures and claims of": "collect",
+    "Notebook, page and PDF of": "report",
+}
+"""How the message of each rule begins, which is what a dry run prints."""
+
+
+def checkout(folder: Path, origin: Path = ROOT) -> Path:
     """A copy of what the workflow needs, set to the tiny scale."""
     folder.mkdir(parents=True)
     for name in PARTS:
-        source = ROOT / name
+        source = origin / name
         if source.is_dir():
             ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
             shutil.copytree(source, folder / name, ignore=ignore)
@@ -74,16 +86,14 @@ def finish(folder: Path) -> None:
 
 
 def planned(folder: Path) -> dict[str, set[str]]:
-    """Rule -> what its planned jobs are about (run or study, else ''), from a dry run."""
+    """Rule -> what its planned jobs are about (a run or a study), from a dry run."""
     result = snakemake(folder, "-n")
     text = result.stdout + result.stderr
     assert result.returncode == 0, text[-4000:]
     jobs: dict[str, set[str]] = {}
-    for block in re.split(r"\n\s*\n", text):
-        rule = re.search(r"^(?:\[.*\]\n)?(?:local)?rule (\w+):", block, re.MULTILINE)
-        if rule:
-            about = re.search(r"wildcards: .*?(?:run|study)=([\w.+-]+)", block)
-            jobs.setdefault(rule[1], set()).add(about[1] if about else "")
+    for message in re.findall(r"^Job \d+: (.*)$", text, re.MULTILINE):
+        rule = next((RULES[start] for start in RULES if message.startswith(start)), message)
+        jobs.setdefault(rule, set()).add(message.rsplit(" ", 1)[-1])
     return jobs
 
 
@@ -196,7 +206,7 @@ def artefacts(folder: Path) -> dict[str, bytes]:
 
 def test_five_kills_while_pretraining_change_no_byte(finished, tmp_path):
     """SIGKILL to the whole process group of the workflow, at random moments of pretraining."""
-    folder = checkout(tmp_path / "killed")
+    folder = checkout(tmp_path / "killed", origin=finished)
     moments = random.Random(5)
     kills = 0
     while kills < 5:

@@ -60,6 +60,7 @@ rule report:
         ),
         html=f"{REPORTS}/{{study}}.html",
         notebook=f"{REPORTS}/{{study}}.ipynb",
+        data=f"{REPORTS}/{{study}}.json",
     log:
         f"{LOGS}/report/{SCALE}-{{study}}.log",
     benchmark:

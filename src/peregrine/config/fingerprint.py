@@ -30,7 +30,7 @@ STEPS = {
     "extract": ("peregrine.evaluation.features",),
     "evaluate": ("peregrine.evaluation.evaluate",),
     "diagnose": ("peregrine.diagnostics.diagnose",),
-    "collect": ("peregrine.reporting.collect",),
+    "collect": ("peregrine.reporting.collect", "peregrine.reporting.figures"),
     "report": ("peregrine.reporting.report",),
 }
 

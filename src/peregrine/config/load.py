@@ -93,14 +93,20 @@ def _fields_at(model: type[BaseModel], path: tuple) -> list[str]:
     return sorted(model.model_fields)
 
 
+OWN_OPTIONS = ("method", "backbone")
+"""Parts of a run whose options belong to their `name`, so another name brings none along."""
+
+
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Mappings merged key by key, later wins; a method with another name starts afresh."""
+    """Mappings merged key by key, later wins; another method or backbone starts afresh."""
     out: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
             old = out.get(key)
             if isinstance(value, Mapping) and isinstance(old, Mapping):
-                renamed = "name" in value and value["name"] != old.get("name")
+                renamed = key in OWN_OPTIONS and value.get("name", old.get("name")) != old.get(
+                    "name"
+                )
                 out[key] = merge(value) if renamed else merge(old, value)
             else:
                 out[key] = merge(value) if isinstance(value, Mapping) else value
