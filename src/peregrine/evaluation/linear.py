@@ -120,8 +120,8 @@ def linear_probe(
 
     Returns "accuracy" and, above 5 classes, "top5_accuracy" (of the test set), "standard_error"
     (binomial, of accuracy), "c", "c_at_edge" (-1 smallest of the grid, 1 largest, else 0), "c_grid"
-    with "validation_accuracy" (lists), "converged" (the last fit), "converged_path" (all fits that C
-    was chosen from), "n_train", "n_validation", "n_test", "classes".
+    with "validation_accuracy" (lists), "converged" (the last fit), "converged_path" (all fits that
+    C was chosen from), "n_train", "n_validation", "n_test", "classes".
     Raises ValueError on non-finite features, shapes that disagree, a class too rare to be split.
     """
     train_x, train_y, test_x, test_y, classes = _data(train_x, train_y, test_x, test_y)

@@ -35,7 +35,7 @@ from peregrine.pretrain.monitor import monitors
 from peregrine.pretrain.optim import Schedule, build_optimizer, effective_lr, set_lr
 from peregrine.streams import generator, seeded_init
 
-MONITOR_IMAGES = 512
+MONITOR_IMAGES = 256
 
 
 class Interrupted(Exception):
