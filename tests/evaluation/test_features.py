@@ -1,5 +1,6 @@
 """Frozen features: in eval mode, of verified weights, what every evaluation reads."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -144,6 +145,13 @@ def test_a_configuration_of_another_run_is_refused(copy):
     outcome["files"]["run.yaml"] = sha256(copy / "run.yaml")
     write_json(copy / "outcome.json", outcome)
     assert f"is not run {outcome['run']}" in refused(copy)
+
+
+def test_other_data_than_those_of_the_training_are_refused(copy, tiny_data):
+    sums = {**tiny_data.sums, "train": "0" * 64}
+    with pytest.raises(UserError, match="trained on other data"):
+        extract(copy, dataclasses.replace(tiny_data, sums=sums), CPU, 10)
+    assert not (copy / "corrected/features.safetensors").exists()
 
 
 def test_a_run_that_ended_in_nan_has_no_features(tiny_run, tiny_data, tmp_path):

@@ -53,6 +53,11 @@ def extract(folder: Path, data: Prepared, device: torch.device, embedding_sample
     softmax). A run whose outcome is `nan` has no arrays, only that status in the metadata.
     """
     run, outcome = load_run(folder)
+    if outcome["data"] != data.sums:
+        raise UserError(
+            f"{folder} was trained on other data than {run.dataset.name} holds now;"
+            " run pretrain again"
+        )
     path = folder / "corrected" / "features.safetensors"
     facts = {
         "run": outcome["run"],

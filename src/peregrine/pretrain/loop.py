@@ -281,6 +281,7 @@ def _write(
         "run": at.run,
         "seed": at.seed,
         "step": at.epoch * trainer.steps,
+        "data": at.data,
         "files": {name: sha256(folder / name) for name in deterministic},
     }
     write_json(folder / "outcome.json", outcome)
