@@ -21,15 +21,16 @@ BELOW = {
     "nets": {"config"},
     "methods": {"config", "data", "nets"},
     "pretrain": {"config", "data", "nets", "methods"},
-    "diagnostics": {"config", "data"},
-    "evaluation": {"config", "data", "nets", "methods", "pretrain", "diagnostics"},
-    "reporting": {"config", "data", "diagnostics"},
+    "frozen": {"config"},
+    "diagnostics": {"config", "data", "frozen"},
+    "evaluation": {"config", "data", "nets", "methods", "pretrain", "diagnostics", "frozen"},
+    "reporting": {"config", "data", "diagnostics", "frozen"},
     "theory": {"config", "methods"},
 }
 OPEN = {"errors", "files", "streams"}
 # A table of names without torch, by which the configuration knows the methods.
 EXCEPTION = "methods.registry"
-NO_TORCH = ("config", "diagnostics", "reporting", "errors", "files", "cli")
+NO_TORCH = ("config", "frozen", "diagnostics", "reporting", "errors", "files", "cli")
 
 
 def imported(tree):

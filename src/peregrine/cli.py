@@ -6,11 +6,14 @@ Each command imports what it needs when it runs, so that planning and reporting 
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from peregrine.errors import UserError
+
+if TYPE_CHECKING:
+    from peregrine.config.load import Project
 
 app = typer.Typer(
     help="Rerun FALCON / CPLearn and Feature Augmentation, step by step.",
@@ -19,6 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+READING = "corrected"
+"""The reading that frozen features are evaluated in."""
 
 INTERRUPTED = 75
 """Exit code of a run that was asked to stop: try again, it goes on (EX_TEMPFAIL)."""
@@ -56,6 +62,7 @@ def pretrain(
 
     project = load(config, scale=scale)
     chosen = project.run(run)
+    known_seeds(project, run, seed)
     results = Path(project.config.results)
     set_threads(project.scale.training_threads)
     data = load_data(results / "data" / f"{chosen.dataset.name}.safetensors")
@@ -84,10 +91,10 @@ def extract(
     from peregrine.pretrain.device import pick_device, set_threads
 
     project = load(config, scale=scale)
-    results = Path(project.config.results)
+    folders = trained(project, run, seed)
     set_threads(project.scale.training_threads)
-    data = load_data(results / "data" / f"{project.run(run).dataset.name}.safetensors")
-    folders = [seed_folder(results, run, each) for each in seed]
+    name = project.run(run).dataset.name
+    data = load_data(Path(project.config.results) / "data" / f"{name}.safetensors")
     for folder in folders:
         step(folder, data, pick_device(device), project.protocol.embedding_sample)
     for folder in folders:
@@ -96,38 +103,28 @@ def extract(
 
 @app.command()
 def evaluate(
-    run: RunId,
-    seed: Seeds,
-    reading: str = "corrected",
-    config: Configuration = Path("config"),
-    scale: ScaleName = None,
+    run: RunId, seed: Seeds, config: Configuration = Path("config"), scale: ScaleName = None
 ) -> None:
     """Linear probe, kNN and clustering on frozen features."""
     from peregrine.config.load import load
     from peregrine.evaluation.evaluate import evaluate as step
 
     project = load(config, scale=scale)
-    for each in seed:
-        folder = seed_folder(Path(project.config.results), run, each)
-        step(folder, reading, project.scale.protocol, project.protocol)
+    for folder in trained(project, run, seed):
+        step(folder, READING, project.scale.protocol, project.protocol)
 
 
 @app.command()
 def diagnose(
-    run: RunId,
-    seed: Seeds,
-    reading: str = "corrected",
-    config: Configuration = Path("config"),
-    scale: ScaleName = None,
+    run: RunId, seed: Seeds, config: Configuration = Path("config"), scale: ScaleName = None
 ) -> None:
     """Collapse diagnostics on frozen features."""
     from peregrine.config.load import load
     from peregrine.diagnostics.diagnose import diagnose as step
 
     project = load(config, scale=scale)
-    for each in seed:
-        folder = seed_folder(Path(project.config.results), run, each)
-        step(folder, reading, project.scale.protocol)
+    for folder in trained(project, run, seed):
+        step(folder, READING, project.scale.protocol, project.protocol)
 
 
 @app.command()
@@ -135,12 +132,9 @@ def collect(study: str, config: Configuration = Path("config"), scale: ScaleName
     """Gather whatever is finished into metrics, tables, figures and claims."""
     from peregrine.config.load import load
     from peregrine.reporting.collect import collect as step
-    from peregrine.reporting.figures import draw_figures
 
     project = load(config, scale=scale)
-    results = Path(project.config.results)
-    step(project, study, results, config)
-    draw_figures(project, study, results)
+    step(project, study, Path(project.config.results), config)
 
 
 @app.command()
@@ -170,20 +164,18 @@ def gate(
     output: Annotated[Path, typer.Option(help="Written only when every run finished.")],
 ) -> None:
     """Fail, with the list, if any run of the studies did not finish as it should."""
-    import csv
-
     from peregrine.files import write_text
+    from peregrine.reporting.records import read_runs
 
-    missing = [path for path in runs if not path.is_file()]
-    if missing:
-        raise UserError(f"{missing[0]} does not exist; run collect")
-    rows = [row for path in runs for row in csv.DictReader(path.open(encoding="utf-8"))]
-    failed = [row for row in rows if row["status"] not in ("finished", "older code")]
-    for row in failed:
-        print(f"{row['label']} (run {row['run']}, seed {row['seed']}): {row['status']}")
+    seeds = [seed for path in runs for seed in read_runs(path)]
+    failed = [seed for seed in seeds if seed.status not in ("finished", "older code")]
+    for seed in failed:
+        print(f"{seed.label} (run {seed.run}, seed {seed.seed}): {seed.status}")
     if failed:
         raise typer.Exit(1)
-    write_text(output, f"{len(rows)} of {len(rows)} runs finished\n")
+    older = sum(seed.status == "older code" for seed in seeds)
+    note = f", {older} with older code" if older else ""
+    write_text(output, f"{len(seeds)} of {len(seeds)} seeds finished{note}\n")
 
 
 @app.command()
@@ -194,6 +186,29 @@ def schema() -> None:
     from peregrine.config.load import schema as generate
 
     print(json.dumps(generate(), indent=2))
+
+
+def trained(project: "Project", run: str, seeds: list[int]) -> list[Path]:
+    """Folders of trained seeds, each of which must hold the run and seed that its path says."""
+    from peregrine.frozen import read_outcome
+
+    known_seeds(project, run, seeds)
+    folders = [seed_folder(Path(project.config.results), run, each) for each in seeds]
+    for folder, seed in zip(folders, seeds):
+        outcome = read_outcome(folder)
+        if (outcome["run"], outcome["seed"]) != (run, seed):
+            raise UserError(
+                f"{folder} holds run {outcome['run']}, seed {outcome['seed']}; move it away"
+            )
+    return folders
+
+
+def known_seeds(project: "Project", run: str, seeds: list[int]) -> None:
+    """Refuse a run or a seed that the scale does not have."""
+    project.run(run)
+    for seed in seeds:
+        if seed not in project.scale.seeds:
+            raise UserError(f"--seed {seed}: scale {project.scale.name} has {project.scale.seeds}")
 
 
 def seed_folder(results: Path, run: str, seed: int) -> Path:

@@ -30,7 +30,7 @@ CHECKSUM = "checksum"
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data` at once; the folder is made where it is missing."""
-    temporary = path.parent / f".tmp-{path.name}"
+    temporary = path.parent / f".tmp-{os.getpid()}-{path.name}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:

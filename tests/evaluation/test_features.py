@@ -12,6 +12,7 @@ from peregrine.data.prepare import Prepared
 from peregrine.errors import UserError
 from peregrine.evaluation.features import extract, load_method, load_run
 from peregrine.files import read_json, read_tensors, sha256, write_json, write_text
+from peregrine.frozen import joined, read_features
 from peregrine.methods.build import build_method
 from peregrine.pretrain.loop import pretrain
 
@@ -48,7 +49,10 @@ def test_features_are_those_of_each_image_alone(trained, tiny_data):
     """Eval mode: BatchNorm's running statistics, so the rest of the batch does not count."""
     path = extract(trained, tiny_data, CPU, 10_000)
     arrays, facts = read_tensors(path)
-    assert (facts["status"], facts["data"]) == ("finished", tiny_data.sums["test"])
+    assert (facts["status"], facts["data"]) == (
+        "finished",
+        joined(tiny_data.sums["train"], tiny_data.sums["test"]),
+    )
     net = load_method(*load_run(trained), trained, tiny_data)
     assert not net.training
     for split in ("train", "test"):
@@ -169,3 +173,30 @@ def test_an_untrained_net_has_features(tiny_run, tiny_data, tmp_path):
     with torch.no_grad():
         expected = net.describe(normalised(tiny_data, "test")).features.numpy()
     np.testing.assert_allclose(arrays["test_features"], expected, atol=1e-6)
+
+
+def test_the_head_of_an_untrained_net_is_normalised_by_the_training_images(
+    tiny_run, tiny_data, tmp_path
+):
+    run = tiny_run("falcon", epochs=0)
+    pretrain(run, 2, tiny_data, tmp_path, CPU)
+    head = load_method(*load_run(tmp_path), tmp_path, tiny_data).head
+    net = build_method(run, 2, channels=1, train_images=96).eval()
+    with torch.no_grad():
+        before = net.head.linear(net.backbone(normalised(tiny_data, "train"))).double()
+    np.testing.assert_allclose(head.norm.running_mean, before.mean(0), atol=1e-5)
+    np.testing.assert_allclose(head.norm.running_var, before.var(0), rtol=1e-4)
+    assert head.norm.momentum == 0.1
+
+
+def test_features_of_older_weights_are_refused(trained, tiny_data, tmp_path):
+    """Weights trained again under features that stayed."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    extract(folder, tiny_data, CPU, 10)
+    assert read_features(folder, "corrected")[1]["kind"] == "features"
+    outcome = read_json(folder / "outcome.json")
+    outcome["files"]["backbone.safetensors"] = "0" * 64
+    write_json(folder / "outcome.json", outcome)
+    with pytest.raises(UserError, match="other weights"):
+        read_features(folder, "corrected")

@@ -1,5 +1,6 @@
 """A small study of every kind of table, figure and claim, with a results folder made by hand."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,12 @@ import yaml
 
 from peregrine import files
 from peregrine.config import fingerprint
+from peregrine.config.identity import digest
 from peregrine.config.load import load
+from peregrine.frozen import data_of, weights_of
 from peregrine.reporting.published import Published
 
+sys.path.append(str(Path(__file__).parent))  # small_world.py
 ROOT = Path(__file__).parents[2]
 SEEDS = (0, 1, 2)
 # Linear accuracy of each seed. With 5 labels a class it is .004, 0, -.004 more.
@@ -22,6 +26,7 @@ LINEAR = {
 }
 PUBLISHED = {("P", "acc"): 0.90, ("P", "few"): 0.90, ("U", "acc"): 0.51, ("U", "few"): 0.51,
              ("Q", "acc"): 0.90, ("Q", "few"): 0.50}  # fmt: skip
+SUMS = {"train": "abc", "test": "def"}
 EPOCHS = 3
 WIDTH = 4
 
@@ -114,6 +119,27 @@ STUDY = {
 }  # fmt: skip
 
 
+def identified(kind: str, outcome: dict, project) -> dict:
+    """The facts that `peregrine.frozen.write_result` puts into every evaluation."""
+    origin = {
+        "weights": weights_of(outcome),
+        "data": data_of(outcome),
+        "extract": "now",
+        "step": "now",
+        "protocol": digest(project.protocol),
+        "features": "f",
+    }
+    keys = {key: outcome[key] for key in ("run", "seed", "status")}
+    return {"kind": kind, **keys, "protocol": project.scale.protocol, "provenance": origin}
+
+
+def trained(folder: Path, text: str) -> dict[str, str]:
+    """Sums of files that stand for a trained net."""
+    for name in ("backbone.safetensors", "method.safetensors"):
+        files.write_text(folder / name, f"{name} {text}")
+    return {path.name: files.sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+
+
 class World:
     """Configuration and results; seed 2 of c64 ended in NaN, seed 0 of c256 never began."""
 
@@ -148,7 +174,12 @@ class World:
     def _write(self, row: str, seed: int, status: str) -> None:
         folder, accuracy = self.seed_folder(row, seed), LINEAR[row][seed]
         finished = status == "finished"
-        given = {"status": status, "epoch": EPOCHS, "detail": "", "files": {}}
+        if row != "untrained":
+            curve = [(e, 0.001, 100 * accuracy - 10 / e) for e in range(1, EPOCHS + 1)]
+            lines = [(e, lr, value / 100) for e, lr, value in curve]
+            files.write_csv(folder / "history.csv", ("epoch", "lr", "probe_accuracy"), lines)
+        given = {"run": folder.parent.name, "seed": seed, "data": SUMS}
+        given |= {"status": status, "epoch": EPOCHS, "detail": "", "files": trained(folder, row)}
         given["online_probe_accuracy"] = accuracy - 0.02 if finished else None
         files.write_json(folder / "outcome.json", given)
         files.write_json(
@@ -158,34 +189,34 @@ class World:
                 "seed": seed,
                 "code": f"other-{seed}" if row == "mixed" else "now",
                 "code_parts": {},
-                "data": {"train": "abc"},
+                "data": SUMS,
                 "accept_unverified": False,
                 "device": "cpu",
                 "torch": "2.0",
             },
         )
-        if row != "untrained":
-            curve = [(e, 0.001, 100 * accuracy - 10 / e) for e in range(1, EPOCHS + 1)]
-            lines = [(e, lr, value / 100) for e, lr, value in curve]
-            files.write_csv(folder / "history.csv", ("epoch", "lr", "probe_accuracy"), lines)
         if not finished:
             return
-        few = accuracy + 0.004 - 0.004 * seed
-        for name, numbers in {
-            "linear": {"all": {"accuracy": accuracy}, "few": {"accuracy": few}},
-            "knn": {"accuracy": accuracy - 0.1},
-            "clustering": {"kmeans": {"ami": 0.3}, "codes": {"ami": 0.2, "nmi_chance": 0.1}},
-            "collapse": {"features/rankme": 2 + accuracy, "features/rankme_ceiling": WIDTH},
-        }.items():
-            files.write_json(folder / "corrected" / f"{name}-standard.json", numbers)
         spectrum = [
             (layer, index, 2.0 ** -(index + power))
             for layer, power in (("features", 0), ("embeddings", seed))
             for index in range(WIDTH)
         ] + [("features", WIDTH, 1e-7)]  # what rounding leaves of a direction that is not there
-        files.write_csv(
-            folder / "corrected" / "spectrum.csv", ("layer", "index", "value"), spectrum
-        )
+        path = folder / "corrected" / "spectrum.csv"
+        files.write_csv(path, ("layer", "index", "value"), spectrum)
+        few = accuracy + 0.004 - 0.004 * seed
+        for name, numbers in {
+            "linear": {"all": {"accuracy": accuracy}, "few": {"accuracy": few}},
+            "knn": {"accuracy": accuracy - 0.1},
+            "clustering": {"kmeans": {"ami": 0.3}, "codes": {"ami": 0.2, "nmi_chance": 0.1}},
+            "collapse": {
+                "features/rankme": 2 + accuracy,
+                "features/rankme_ceiling": WIDTH,
+                "spectrum_sha256": files.sha256(path),
+            },
+        }.items():
+            facts = identified(name, given, self.project)
+            files.write_json(folder / "corrected" / f"{name}-standard.json", facts | numbers)
 
 
 @pytest.fixture(scope="session")
@@ -199,11 +230,9 @@ def fixed_code():
 
 @pytest.fixture(scope="session")
 def collected(tmp_path_factory, fixed_code):
-    """A world after `collect` and `draw_figures`. Tests that change it work on a copy."""
+    """A world after `collect`. Tests that change it work on a copy."""
     from peregrine.reporting.collect import collect
-    from peregrine.reporting.figures import draw_figures
 
     world = World(tmp_path_factory.mktemp("world"))
     collect(world.project, "toy", world.results, world.config)
-    draw_figures(world.project, "toy", world.results)
     return world

@@ -1,170 +1,24 @@
 """From a results folder, built here file by file, to metrics, tables and claims."""
 
-import csv
 import json
-from pathlib import Path
 
 import pytest
-import yaml
+from small_world import PARTS, REPOSITORY, World
 
 from peregrine import files
 from peregrine.config import fingerprint
 from peregrine.config.load import load
 from peregrine.errors import UserError
-from peregrine.reporting import records
+from peregrine.reporting import evaluations
 from peregrine.reporting.claims import judge
 from peregrine.reporting.collect import collect, read_collected
-from peregrine.reporting.published import Published
-from peregrine.reporting.records import Evidence, from_csv
-
-REPOSITORY = Path(__file__).parents[2]
-PARTS = {"peregrine.pretrain.loop": "1", "peregrine.methods.falcon": "1"}
-STUDY = {
-    "name": "toy",
-    "title": "Toy",
-    "paper": "none",
-    "summary": "none",
-    "defaults": {"dataset": {"name": "toy"}, "views": [{}], "method": {"name": "falcon"}},
-    "rows": {
-        "small": {"label": "small, c = 16", "run": {"method": {"codes": 16}}},
-        "large": {"label": "large, c = 4096", "run": {"method": {"codes": 4096}}},
-        "huge": {"label": "huge", "only": ["paper"]},
-    },
-    "tables": [
-        {
-            "id": "main",
-            "title": "Main",
-            "rows": ["small", "large", "huge"],
-            "columns": [
-                {"metric": "linear/accuracy", "label": "linear", "published": "acc"},
-                {
-                    "metric": "online_probe/accuracy",
-                    "reading": "released",
-                    "label": "online",
-                },
-                {"metric": "codes/ami", "label": "AMI"},
-            ],
-            "baseline": {"large": "small"},
-            "published": "1",
-            "published_rows": {"large": "L", "huge": "H"},
-        }
-    ],
-    "figures": [],
-    "claims": [
-        {
-            "id": "T1",
-            "statement": "Larger is better.",
-            "tests": [
-                {
-                    "kind": "difference",
-                    "label": "large against small",
-                    "metric": "linear/accuracy",
-                    "rows": ["large"],
-                    "against": ["small"],
-                }
-            ],
-        },
-        {"id": "T2", "statement": "All is well.", "not_run": "nobody measured it"},
-    ],
-    "assumptions": [],
-}
+from peregrine.reporting.records import Evidence, from_csv, read_runs
 
 
 @pytest.fixture(autouse=True)
 def code(monkeypatch):
     monkeypatch.setattr(fingerprint, "fingerprint", lambda step, method=None, files=(): "now")
     monkeypatch.setattr(fingerprint, "parts", lambda step, method=None: PARTS)
-
-
-class World:
-    """A configuration and a results folder of two rows and three seeds, all finished."""
-
-    def __init__(self, root: Path) -> None:
-        self.config, self.results = root / "config", root / "results"
-        for folder in ("scales", "studies", "published"):
-            (self.config / folder).mkdir(parents=True)
-        protocols = yaml.safe_load((REPOSITORY / "config" / "protocols.yaml").read_text())
-        scale = {"name": "mini", "description": "d", "seeds": [0, 1, 2]}
-        for name, data in {
-            "config": {"scale": "mini", "studies": ["toy"]},
-            "presets": {"views": {}},
-            "protocols": protocols,
-            "scales/mini": scale,
-            "studies/toy": STUDY,
-        }.items():
-            (self.config / f"{name}.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
-        lines = [
-            Published("l", "1", "L", "acc", "linear/accuracy", "1", 2, 0.9, None, None, "src", ""),
-            Published("h", "1", "H", "acc", "linear/accuracy", "1", 2, 0.95, None, None, "src", ""),
-        ]
-        files.write_csv(self.config / "published" / "toy.csv", Published._fields, lines)
-        self.project = load(self.config)
-        for row, value in (("small", 0.5), ("large", 0.7)):
-            for seed in range(3):
-                self.seed(row, seed, value + 0.01 * seed)
-
-    def folder(self, row: str, seed: int) -> Path:
-        run = self.project.of("toy")[row].id
-        return self.results / "runs" / run / f"seed-{seed}"
-
-    def outcome(self, row: str, seed: int, status: str = "finished", **over) -> None:
-        given = {
-            "status": status,
-            "epoch": 5,
-            "step": 50,
-            "detail": "" if status == "finished" else f"{status} early",
-            "online_probe_accuracy": 0.4 + 0.1 * seed if status == "finished" else None,
-            "files": {},
-        }
-        files.write_json(self.folder(row, seed) / "outcome.json", given | over)
-
-    def manifest(self, row: str, number: int, **over) -> None:
-        given = {
-            "run": self.project.of("toy")[row].id,
-            "seed": number,
-            "code": "now",
-            "code_parts": PARTS,
-            "data": {"train": "abc", "test": "def"},
-            "accept_unverified": False,
-            "device": "cpu",
-            "torch": "2.0",
-            "wall_seconds": 12.5,
-        }
-        files.write_json(self.folder(row, number) / "manifest.json", given | over)
-
-    def seed(self, row: str, seed: int, accuracy: float) -> None:
-        self.outcome(row, seed)
-        self.manifest(row, seed)
-        facts = {"run": self.folder(row, seed).parent.name, "seed": str(seed), "status": "finished"}
-        for name, numbers in {
-            "linear": {
-                "all": {"accuracy": accuracy, "c_grid": [0.1, 1.0], "converged": True},
-                "few": {"accuracy": accuracy - 0.2, "accuracy_sd": 0.02},
-            },
-            "knn": {"accuracy": accuracy - 0.1},
-            "clustering": {"kmeans": {"ami": 0.3, "k": 10}, "codes": None},
-            "collapse": {"features/rankme": 12.5, "features/rankme_ceiling": 32},
-        }.items():
-            path = self.folder(row, seed) / "corrected" / f"{name}-standard.json"
-            files.write_json(path, {**facts, **numbers, "protocol": "standard"})
-
-    def drop(self, row: str, seed: int, *names: str) -> None:
-        for name in names or ("linear", "knn", "clustering", "collapse"):
-            (self.folder(row, seed) / "corrected" / f"{name}-standard.json").unlink()
-
-    def collect(self) -> Path:
-        return collect(self.project, "toy", self.results, self.config)
-
-    def lines(self, name: str) -> list[dict[str, str]]:
-        with (self.collect() / name).open(newline="") as stream:
-            return list(csv.DictReader(stream))
-
-    def cell(self, row: str, column: str = "linear") -> dict[str, str]:
-        lines = self.lines("tables/main.csv")
-        return next(line for line in lines if (line["row"], line["column"]) == (row, column))
-
-    def states(self, row: str) -> list[tuple[str, str]]:
-        return [(r["status"], r["detail"]) for r in self.lines("runs.csv") if r["row"] == row]
 
 
 @pytest.fixture
@@ -225,8 +79,8 @@ def test_a_complete_study(world):
 def test_missing_incomplete_and_failed_seeds_are_told_apart(world):
     (world.folder("small", 0) / "outcome.json").unlink()
     world.drop("small", 1)
-    world.outcome("small", 2, "nan")
     world.drop("small", 2)
+    world.outcome("small", 2, "nan")
     assert world.states("small") == [
         ("incomplete", "no outcome.json"),
         ("incomplete", "not evaluated: linear, knn, clustering, collapse"),
@@ -241,10 +95,10 @@ def test_missing_incomplete_and_failed_seeds_are_told_apart(world):
 
 
 def test_a_collapsed_seed_with_evaluations_is_used_and_named(world):
-    world.outcome("small", 2, "collapsed")
+    world.ended("small", 2, "collapsed")
     assert world.states("small")[2] == ("collapsed", "collapsed early")
     cell = world.cell("small")
-    assert (cell["seeds"], cell["failed"]) == ("3", "0")
+    assert (cell["seeds"], cell["failed"]) == ("3", "1")
     assert "1 of 3 seeds collapsed" in cell["remark"]
     assert world.cell("small", "online")["failed"] == "1"
 
@@ -266,7 +120,7 @@ def test_a_half_evaluated_seed_gives_what_it_has(world):
 )
 def test_seeds_that_differ_are_not_averaged(world, change, named):
     world.manifest("large", 1, **change)
-    world.outcome("large", 2, "collapsed")
+    world.ended("large", 2, "collapsed")
     states = world.states("large")
     assert [status for status, _ in states] == ["mixed"] * 3
     assert states[0][1] == f"seeds differ in {named}"
@@ -309,7 +163,7 @@ def test_two_collects_give_the_same_bytes(world):
     first = contents()
     world.manifest("small", 0, wall_seconds=99.0, attempts=7)  # volatile facts leave no trace
     assert contents() == first
-    assert len(first) == 5
+    assert len(first) == 5 and "collected.json" in " ".join(first)
 
 
 def test_a_changed_evaluation_is_refused(world):
@@ -325,9 +179,48 @@ def test_results_of_another_run_are_refused(world):
         world.collect()
     world.manifest("small", 1)
     path = world.folder("small", 1) / "corrected" / "knn-standard.json"
-    files.write_json(path, {"run": "another", "seed": "1", "accuracy": 1.0})
-    with pytest.raises(UserError, match="knn-standard.json belongs to run another"):
+    good = files.read_json(path)
+    for wrong in ({"run": "another"}, {"seed": 2}, {"kind": "linear"}, {"protocol": "other"}):
+        files.write_json(path, good | wrong)
+        with pytest.raises(UserError, match="knn-standard.json belongs to"):
+            world.collect()
+    files.write_json(path, {key: value for key, value in good.items() if key != "run"})
+    with pytest.raises(UserError, match="knn-standard.json belongs to knn of run None"):
         world.collect()
+
+
+def test_files_of_a_run_are_held_against_its_outcome(world):
+    for name in ("history.csv", "backbone.safetensors"):
+        path = world.folder("small", 1) / name
+        before = path.read_bytes()
+        path.write_bytes(before + b" ")
+        with pytest.raises(UserError, match=f"{name} is missing or was changed; rerun pretrain"):
+            world.collect()
+        path.write_bytes(before)
+    world.collect()
+    path.unlink()
+    with pytest.raises(UserError, match="is missing or was changed; rerun pretrain"):
+        world.collect()
+
+
+def test_runs_are_read_for_the_gate(world):
+    path = world.collect() / "runs.csv"
+    assert [run.status for run in read_runs(path)] == ["finished"] * 6
+    head, first, *_ = path.read_text().splitlines()
+    for text, message in {
+        head: "names no run",
+        "": "the first line must be",
+        "a,b\n1,2": "the first line must be",
+        f"{head}\nx,y": "line 2 has not",
+        f"{head}\n{first.replace('finished', 'perhaps')}": "line 2: there is no status 'perhaps'",
+        f"{head}\n{first.replace(',0,', ',zero,')}": "line 2: invalid literal",
+    }.items():
+        path.write_text(text + "\n")
+        with pytest.raises(UserError, match=message):
+            read_runs(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_runs(path)
 
 
 def test_an_unusable_outcome_is_refused(world):
@@ -388,4 +281,4 @@ def test_the_shipped_studies_collect_from_nothing(tmp_path, study):
 
 def test_numbers_flags_and_nothing_else_are_metrics():
     nested = {"x": 1, "accuracy": 0.5, "text": "a", "none": None, "list": [1], "flag": False}
-    assert dict(records._numbers("m", nested)) == {"m/x": 1.0, "m/accuracy": 0.5, "m/flag": 0.0}
+    assert dict(evaluations.numbers("m", nested)) == {"m/x": 1.0, "m/accuracy": 0.5, "m/flag": 0.0}

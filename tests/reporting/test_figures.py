@@ -133,11 +133,14 @@ def test_the_configured_figures_draw_without_any_run(tmp_path, notes, fixed_code
     """Every figure of config/ names rows and options that exist, and says that nothing is there."""
     from peregrine.reporting.collect import collect
 
+    record = figures.render
+    monkeypatch.setattr(
+        figures, "render", lambda *given: record(*given) or {"svg": b"", "png": b""}
+    )
     project = load(ROOT / "config", scale="demo")
     for name, study in project.studies.items():
-        collect(project, name, tmp_path, ROOT / "config")
         notes.clear()
-        draw_figures(project, name, tmp_path)
+        collect(project, name, tmp_path, ROOT / "config")
         assert list(notes) == [figure.id for figure in study.figures]
         assert len(study.figures) == 3
         assert all("0 of 3 seeds" in lines[0] for lines in notes.values())
@@ -160,21 +163,44 @@ def test_a_figure_that_the_study_has_no_longer_goes(collected, notes):
     assert (collected.folder / "figures" / "gain.svg").is_file()
 
 
-def test_an_unknown_row_is_refused(collected, notes, monkeypatch):
-    study = collected.project.study("toy")
-    wrong = study.figures[2].model_copy(update={"groups": {"all": ("c61",)}})
-    study = study.model_copy(update={"figures": (wrong,)})
-    monkeypatch.setitem(collected.project.studies, "toy", study)
-    with pytest.raises(UserError, match="figure gain: there is no row 'c61'"):
-        draw_figures(collected.project, "toy", collected.results)
-
-
-def test_a_damaged_curve_is_refused(collected, notes):
-    path = collected.seed_folder("c16", 0) / "history.csv"
+@pytest.mark.parametrize(
+    ("name", "step"), [("history.csv", "pretrain"), ("corrected/spectrum.csv", "diagnose")]
+)
+def test_a_changed_curve_is_refused(collected, notes, name, step):
+    path = collected.seed_folder("c16", 0) / name
     before = path.read_bytes()
-    path.write_bytes(b'epoch,probe_accuracy\n1,"')
+    path.write_bytes(before + b"\n")
     try:
-        with pytest.raises(UserError, match=r"history\.csv is damaged"):
+        with pytest.raises(UserError, match=rf"\.csv is missing or was changed; rerun {step}"):
             draw_figures(collected.project, "toy", collected.results)
     finally:
         path.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("history.csv", b'epoch,probe_accuracy\n1,"'),
+        ("history.csv", b"\xff\xfe\x00"),
+        ("history.csv", b""),
+        ("history.csv", b"lr\n1\n"),
+        ("history.csv", b"epoch,probe_accuracy\n1,much\n"),
+        ("history.csv", b"epoch,probe_accuracy\n1,0.5\n1,0.6\n"),
+        ("history.csv", b"epoch,probe_accuracy\n,0.5\n"),
+        ("spectrum.csv", b"layer,index\nfeatures,0\n"),
+        ("spectrum.csv", b"layer,index,value\nfeatures,0,large\n"),
+    ],
+)
+def test_a_damaged_curve_is_refused(tmp_path, name, text):
+    """Also where its sum was made to fit."""
+    (tmp_path / name).write_bytes(text)
+    with pytest.raises(UserError, match=rf"{name} is damaged \([^\n]+\); delete it") as error:
+        figures._read_curve(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_a_curve_without_lines_is_whole(tmp_path):
+    (tmp_path / "history.csv").write_text("epoch,lr,loss\n")
+    (tmp_path / "spectrum.csv").write_text("layer,index,value\n")
+    assert figures._read_curve(tmp_path / "history.csv").empty
+    assert figures._read_curve(tmp_path / "spectrum.csv").empty

@@ -112,7 +112,7 @@ def test_every_claim_is_printed_with_its_verdict(printed):
 
 
 def test_missing_failed_and_mixed_seeds_are_shown(printed, made):
-    assert cell_of(printed, 0, "Toy, c = 64", "linear")["seeds"] == "2 of 3 seeds"
+    assert cell_of(printed, 0, "Toy, c = 64", "linear")["seeds"] == "2 of 3 seeds, 1 failed"
     assert cell_of(printed, 0, "Toy, c = 256", "few")["seeds"] == "2 of 3 seeds"
     assert cell_of(printed, 0, "Toy <mixed> & odd", "few")["ours"] == "mixed"
     assert cell_of(printed, 0, "Toy, c = 1024", "few")["ours"] == "not run"
@@ -161,7 +161,7 @@ def test_a_changed_file_is_refused(copy):
     assert not copy.reports.exists()
 
 
-@pytest.mark.parametrize("part", ["tables", "claims", "scale"])
+@pytest.mark.parametrize("part", ["tables", "figures", "claims", "scale"])
 def test_results_of_an_older_configuration_are_refused(copy, part, monkeypatch):
     project = copy.world.project
     if part == "scale":
@@ -177,8 +177,22 @@ def test_results_of_an_older_configuration_are_refused(copy, part, monkeypatch):
 
 def test_a_missing_figure_is_refused(copy):
     (copy.folder / "figures" / "gain.png").unlink()
-    with pytest.raises(UserError, match=r"gain\.png does not exist"):
+    with pytest.raises(UserError, match=r"gain\.png is missing or was changed"):
         copy.report()
+
+
+@pytest.mark.parametrize("name", ["figures/rows.svg", "figures/data/rows.csv"])
+def test_a_changed_figure_is_refused(copy, name):
+    copy.edit(name, lambda text: text + " ", sums=False)
+    with pytest.raises(UserError, match="is missing or was changed"):
+        copy.report()
+
+
+def test_a_garbled_picture_is_one_line(copy):
+    copy.edit("figures/rows.svg", lambda text: text[: len(text) // 2], sums=True)
+    with pytest.raises(UserError, match="no PDF .*run collect again") as error:
+        copy.report()
+    assert "\n" not in str(error.value)
 
 
 def forged_mean(text: str) -> str:
@@ -248,3 +262,42 @@ def test_the_mapping_needs_no_report(collected):
     found = document(collected.project, study, read_study(collected.folder), collected.config)
     assert len(found["printed"]["claims"]) == len(found["declared"]["claims"]) == 4
     assert found["declared"]["options"]["method.codes"]["c64"] == 64
+
+
+def test_what_is_no_measurement_has_no_gain_and_a_constant_no_interval():
+    from peregrine.config.models import Column
+    from peregrine.reporting.document import _cell
+
+    line = {"run": "r", "verdict": "", "remark": "", "seeds": "3", "missing": "0", "failed": "0"}
+    line |= {"mean": "16.0", "sd": "0.0", "low": "16.0", "high": "16.0"}
+    line |= {"gain": "0.09", "gain_low": "0.08", "gain_high": "0.1"}
+
+    def shown(metric: str, **over) -> tuple[str, str]:
+        column = Column(metric=metric, label="m", decimals=1)
+        cell = _cell(line | over, column, None, 3, [])
+        return cell["ours"], cell["gain"]
+
+    assert shown("collapse/codes/occupied_ceiling") == ("16.0", "")
+    assert shown("codes/nmi_chance", sd="0.1", high="17.0") == ("16.0 \u00b1 0.5", "")
+    assert shown("codes/nmi")[1].startswith("+0.1")
+
+
+def test_an_overlay_of_scale_paper_is_seen(collected):
+    from peregrine.config.load import load
+    from peregrine.reporting.tables import overlaid
+
+    project, study = collected.project, collected.project.study("toy")
+    assert overlaid(project, study, collected.config) == frozenset()
+    path = collected.config / "scales" / "paper.yaml"
+    before = path.read_text()
+    path.write_text(before + "studies: {toy: {row: {c16: {epochs: 1}}}}\n")
+    try:
+        changed = load(collected.config)
+    finally:
+        path.write_text(before)
+    assert overlaid(changed, study, collected.config) == {"c16"}
+
+
+def test_figures_are_among_the_sums(collected):
+    names = files.read_json(collected.folder / "collected.json")["files"]
+    assert {"figures/rows.svg", "figures/rows.png", "figures/data/rows.csv"} < set(names)

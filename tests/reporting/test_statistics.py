@@ -174,6 +174,8 @@ def test_more_published_runs_reproduce_sooner():
 def test_set_up_comes_before_numbers_and_nothing_before_both():
     values = three(0.7, 0.0001)
     assert str(cell_verdict([], 0.7)) == "not run"
+    assert str(cell_verdict([], 0.7, failed=3)) == "failed"
+    assert str(cell_verdict([], 0.7, failed=3, same_setup=False)) == "failed"
     assert str(cell_verdict([], 0.7, same_setup=False)) == "not run"
     assert str(cell_verdict(values, 0.7, same_setup=False, assumed=True)) == "other set-up"
     assert str(cell_verdict(values, 0.7, assumed=True)) == "reproduced under declared assumptions"

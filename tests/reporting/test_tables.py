@@ -144,10 +144,34 @@ def test_survivors_are_no_reproduction():
     assert (found.failed, found.verdict) == (1, "inconclusive")
 
 
+def test_a_row_that_failed_altogether_was_run():
+    runs = [seed_run("ours", seed, "nan") for seed in range(3)]
+    for scale in ("paper", "demo"):
+        found = cell(evidence([], runs, scale=scale, known=[published("OURS", 80.0)]))
+        assert (found.verdict, found.remark) == ("failed", "3 of 3 seeds failed")
+
+
+def test_a_mean_with_a_collapsed_seed_reproduces_nothing():
+    runs = [seed_run("ours", seed) for seed in range(2)] + [seed_run("ours", 2, "collapsed")]
+    close = measured("ours", 0.7995, 0.8, 0.8005)
+    found = cell(evidence(close, runs, known=[published("OURS", 80.0)]))
+    assert (found.seeds, found.failed, found.verdict) == (3, 1, "inconclusive")
+
+
+def test_a_run_that_the_scale_changes_reproduces_nothing():
+    runs = [seed_run("ours", seed) for seed in range(3)]
+    close = measured("ours", 0.7995, 0.8, 0.8005)
+    known = evidence(close, runs, known=[published("OURS", 80.0)])
+    assert cell(known).verdict == "reproduced"
+    found = cell(replace(known, overlaid=frozenset({"ours"})))
+    assert found.verdict == "other set-up"
+    assert "the scale changes this run" in found.remark
+
+
 def test_a_collapsed_seed_that_was_evaluated_counts_and_is_named():
     runs = [seed_run("ours", 0), seed_run("ours", 1, "collapsed")]
     found = cell(evidence(measured("ours", 0.8, 0.1), runs))
-    assert (found.seeds, found.failed, found.mean) == (2, 0, 0.45)
+    assert (found.seeds, found.failed, found.mean) == (2, 1, 0.45)
     assert found.remark == "1 of 2 seeds collapsed and were evaluated as they ended"
 
 
@@ -190,8 +214,6 @@ def test_rounding_has_no_negative_zero():
 @pytest.mark.parametrize(
     ("over", "message"),
     [
-        ({"rows": ("nobody",)}, "row 'nobody'"),
-        ({"baseline": {"ours": "nobody"}}, "row 'nobody'"),
         ({"published_rows": {"ours": "NOBODY"}}, "no published cell (1, NOBODY, acc)"),
         ({"published_rows": {}}, "go together"),
         ({"published": None}, "go together"),
@@ -229,6 +251,10 @@ def test_published_numbers_are_read(tmp_path):
     [
         ("t/a,1,A,acc,m,%,1,seventy,,,paper,", "line 2: could not convert"),
         ("t/a,1,A,acc,m,%,1,nan,,,paper,", "line 2: 'nan' is not a finite number"),
+        ("t/a,1,A,acc,m,%,7,7,,,paper,", "line 2: decimals 7 is not between 0 and 6"),
+        ("t/a,1,A,acc,m,%,-1,7,,,paper,", "line 2: decimals -1 is not between 0 and 6"),
+        ("t/a,1,A,acc,m,%,1,7,-0.1,,paper,", "line 2: sd -0.1 is negative"),
+        ("t/a,1,A,acc,m,%,1,7,,0,paper,", "line 2: n 0 is less than one run"),
         ("t/a,1,A,acc,m,points,1,7,,,paper,", "line 2: unit 'points'"),
         ("t/a,1,A,acc,m,%,1,7,,,,", "line 2: a source is needed"),
         ("t/a,1,A,acc,m,%,1,,,,paper,", "a remark on why not"),

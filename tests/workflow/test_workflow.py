@@ -132,7 +132,7 @@ def test_a_finished_run_plans_nothing_and_left_everything(finished):
         for kind in ("pdf", "html", "ipynb"):
             assert (finished / f"reports/tiny/{study}.{kind}").stat().st_size > 10_000
     assert (finished / "reports/tiny/index.html").stat().st_size > 500
-    assert (finished / "results/tiny/verdict_gate.txt").read_text() == "10 of 10 runs finished\n"
+    assert (finished / "results/tiny/verdict_gate.txt").read_text() == "10 of 10 seeds finished\n"
     # Checkpoints are gone once the results were used.
     assert not list(finished.glob("results/runs/*/*/resume/last.safetensors"))
 

@@ -1,13 +1,3 @@
-# %% [markdown]
-# # Recomputed from the measurements
-# This notebook trusts nothing but the measurements. From `metrics.csv` (one number per line: row,
-# metric, reading, seed) and `runs.csv` (what became of every seed) it recomputes each cell of each
-# table, each test of each claim and each verdict, in the open: pandas, numpy and scipy, nothing
-# imported from the project. Wherever its result differs from what the report states by more than
-# the stated six decimals, an assertion stops it: if you can read this page, all of them agree.
-#
-# Accuracies and scores are shares, 0 to 1, until they are printed.
-
 # %%
 import hashlib
 import json
@@ -29,9 +19,6 @@ eps = 0.005  # largest difference from a published share that counts as none
 seeds = [0, 1, 2]
 
 # %%
-ALPHA = 0.05  # error rate of every interval and test
-PRECISION = 0.51e-6  # tables and claims state six decimals
-
 folder = Path(folder)
 declared, printed = (json.loads(Path(declarations).read_text())[k] for k in ("declared", "printed"))
 label = declared["labels"]
@@ -40,14 +27,6 @@ runs = pd.read_csv(folder / "runs.csv", dtype=str, keep_default_na=False).astype
 claims = json.loads((folder / "claims.json").read_text())
 collected = json.loads((folder / "collected.json").read_text())
 
-# Nothing was changed since it was collected, measured twice, or measured with another seed.
-assert (collected["study"], collected["scale"]) == (study, scale)
-for name, checksum in collected["files"].items():
-    assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == checksum, name
-assert not metrics.duplicated(["row", "metric", "reading", "seed"]).any()
-assert set(metrics["seed"]) <= set(seeds) == set(runs["seed"])
-
-# %%
 TONES = {
     "#00598c": ("supported", "reproduced", "consistent"),
     "#b8420a": ("contradicted", "above published", "below published"),
@@ -71,16 +50,35 @@ def show(frame):
 
 title, paper, about = (escape(printed[key]) for key in ("title", "paper", "scale_description"))
 display(HTML(f"<h1>{title}</h1><p>A rerun of {paper} at scale <b>{scale}</b>.</p><p>{about}</p>"))
-show(pd.DataFrame(printed["stands_in"], columns=["what stands in", "at paper scale", "here"]))
+show(pd.DataFrame(printed["stands_in"], columns=["what stands in", "study as written", "here"]))
 
 # %% [markdown]
 # ## Claims and verdicts, as reported
-# A verdict judges the direction at this scale, never the published number. "Claims, recomputed"
-# below derives each of them again.
+# A verdict judges the direction at this scale; "Claims, recomputed" below derives it again.
 
 # %%
 reported = pd.DataFrame(claims, columns=["id", "statement", "verdict"])
 show(reported.assign(remark=[claim["reason"] for claim in printed["claims"]]))
+
+# %% [markdown]
+# ## Recomputed from the measurements
+# This notebook trusts nothing but the measurements. From `metrics.csv` (one number per line: row,
+# metric, reading, seed) and `runs.csv` (what became of every seed) it recomputes each cell of each
+# table, each test of each claim and each verdict, in the open: pandas, numpy and scipy, nothing
+# imported from the project. Wherever its result differs from what the report states by more than
+# the stated six decimals, an assertion stops it: if you can read this page, all of them agree.
+# Accuracies and scores are shares, 0 to 1, until they are printed.
+
+# %%
+ALPHA = 0.05  # error rate of every interval and test
+PRECISION = 0.51e-6  # tables and claims state six decimals
+
+# Nothing was changed since it was collected, measured twice, or measured with another seed.
+assert (collected["study"], collected["scale"]) == (study, scale)
+for name, checksum in collected["files"].items():
+    assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == checksum, name
+assert not metrics.duplicated(["row", "metric", "reading", "seed"]).any()
+assert set(metrics["seed"]) <= set(seeds) == set(runs["seed"])
 
 # %% [markdown]
 # ## How a number is made
@@ -88,7 +86,8 @@ show(reported.assign(remark=[claim["reason"] for claim in printed["claims"]]))
 #   "mixed" and never averaged.
 # * Mean, standard deviation with divisor k - 1, and the t interval with k - 1 degrees of freedom.
 # * A gain is the mean over seeds of the *paired* difference: the same seed with and without.
-# * Failed and missing seeds are counted, never dropped in silence.
+# * Failed and missing seeds are counted, never dropped in silence. A collapsed seed that was
+#   evaluated as it ended is in the mean, and counts as failed.
 
 # %%
 mixed_rows = set(runs["row"][runs["status"] == "mixed"])
@@ -116,12 +115,13 @@ def interval(x, level=1 - ALPHA):
 
 
 def lost(row, used):
-    """(missing, failed): seeds of a row that gave no value, by the reason."""
-    unused = runs[(runs["row"] == row) & ~runs["seed"].isin(used.index)]
-    failed = unused["status"].isin(["collapsed", "nan"]) | (
-        (unused["status"] == "mixed") & unused["detail"].str.match("collapsed|nan")
+    """(missing, failed): seeds of a row without a value here, and all that failed."""
+    mine = runs[runs["row"] == row]
+    failed = mine["status"].isin(["collapsed", "nan"]) | (
+        mine["status"].isin(["mixed", "stale"]) & mine["detail"].str.match("(collapsed|nan)(;|$)")
     )
-    return int(unused["status"].isin(["missing", "incomplete"]).sum()), int(failed.sum())
+    missing = mine["status"].isin(["missing", "incomplete", "stale"]) & ~failed
+    return int((missing & ~mine["seed"].isin(used.index)).sum()), int(failed.sum())
 
 
 def same(ours, theirs):
@@ -139,6 +139,7 @@ def same(ours, theirs):
 #
 # | verdict | when |
 # |---|---|
+# | failed | no seed has a value, and one failed |
 # | not run | no seed has a value |
 # | other set-up | not paper scale, or the paper's set-up is another one |
 # | inconclusive | a seed failed, or there is only one |
@@ -153,7 +154,7 @@ def same(ours, theirs):
 def cell_verdict(x, failed, share, half_width, n, same_setup):
     k = len(x)
     if k == 0:
-        return "not run"
+        return "failed" if failed else "not run"
     if not same_setup:
         return "other set-up"
     if failed or k == 1:
@@ -186,9 +187,10 @@ def recomputed(table, row, column, known):
     verdict = "mixed" if row in mixed_rows else ""
     if not verdict and not pd.isna(number):
         same_setup = scale == "paper" and not table["other_setup"]
+        same_setup = same_setup and row not in declared["overlaid"]
         half_width = 0.5 * 10.0**-decimals * unit
         verdict = cell_verdict(x, failed, number * unit, half_width, n or 1, same_setup)
-        if table["assumed"] and verdict not in ("not run", "other set-up"):
+        if table["assumed"] and verdict not in ("not run", "failed", "other set-up"):
             verdict += " under declared assumptions"
     return {
         **{"row": row, "column": column["label"]},
@@ -213,11 +215,13 @@ def text(cell, column):
     if cell.seeds == 0:
         lines = ["not run" if cell.row not in declared["rows"] else "no result"]
     else:
-        half = f" ± {times * (cell.high - cell.mean):.{digits}f}" if cell.seeds > 1 else ""
+        varies = cell.seeds > 1 and round(cell.sd, 6) > 0
+        half = f" ± {times * (cell.high - cell.mean):.{digits}f}" if varies else ""
         lines = [f"{times * cell.mean:.{digits}f}{half}"]
     if cell.missing or cell.failed:
-        lines.append(f"{cell.seeds} of {cell.seeds + cell.missing + cell.failed} seeds")
-    if not pd.isna(cell.gain):
+        lost_text = f", {cell.failed} failed" if cell.failed else ""
+        lines.append(f"{cell.seeds} of {len(seeds)} seeds{lost_text}")
+    if not pd.isna(cell.gain) and not column["metric"].endswith(("_chance", "_ceiling")):
         low, high = (f"{times * end:+.{digits}f}" for end in (cell.gain_low, cell.gain_high))
         lines.append(f"gain {times * cell.gain:+.{digits}f} ({low} to {high})")
     if not pd.isna(cell.published):
@@ -264,8 +268,8 @@ print(f"{compared} cells recomputed, all equal to tables/*.csv to six decimals")
 #
 # A significant number on the claimed side supports, on the other side contradicts; the rest is
 # undecided. A test with a failed seed says what the study declared for that case. A claim needs all
-# of its tests; a contradiction beside a support is mixed; a part without a test rules out
-# "supported".
+# of its tests; a contradiction beside a support is mixed; a part without a test, or a row that this
+# scale does not run, rules out "supported".
 
 
 # %%
@@ -369,7 +373,10 @@ for claim, theirs in zip(declared["claims"], claims):
         assert verdicts[-1] == entry["verdict"], f"{at}: {verdicts[-1]}"
         each = "\n".join(f"{seed}: {value:.4f}" for seed, value in x.items())
         page.append([claim["id"], name, each, mean, low, high, p, verdicts[-1]])
-    verdict = f"{claim_verdict(verdicts, bool(claim['not_run']))} @{scale}"
+    parts = ("rows", "against", "control", "control_against")
+    named = {row for test in claim["tests"] for part in parts for row in test[part]}
+    has_gap = bool(claim["not_run"]) or not named <= set(declared["rows"])
+    verdict = f"{claim_verdict(verdicts, has_gap)} @{scale}"
     assert verdict == theirs["verdict"], f"claim {claim['id']}: {verdict}"
     page.append([claim["id"], claim["statement"], "", *[np.nan] * 4, verdict])
 header = ["claim", "test", "seed: its number", "mean", "low", "high", "p (Holm)", "verdict"]

@@ -1,4 +1,3 @@
-import hashlib
 import sys
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, str(Path("src").resolve()))
 
 from peregrine.config.fingerprint import fingerprint
+from peregrine.config.identity import digest
 from peregrine.config.load import load
 from peregrine.config.machine import visible_gpus
 from peregrine.errors import UserError
@@ -67,11 +67,6 @@ def code_of(step):
         return fingerprint(step, PROJECT.run(wildcards.run).method["name"])
 
     return fingerprint_of_run
-
-
-def digest(model):
-    """Short hash of a configuration model, so that a change of it makes results stale."""
-    return hashlib.sha256(model.model_dump_json().encode()).hexdigest()[:16]
 
 
 def study_of(wildcards):

@@ -22,12 +22,13 @@ rule extract:
         scale=SCALE,
         code=code_of("extract"),
         protocol=PROJECT.protocol.embedding_sample,
+        threads=PROJECT.scale.training_threads,
         seeds=seed_options,
     message:
         "Extracting features of {wildcards.run}"
     shell:
         "OMP_NUM_THREADS={threads} PYTHONPATH=src python -m peregrine extract --scale {params.scale} --run {wildcards.run}"
-        " {params.seeds} > {log} 2>&1"
+        " {params.seeds} > {log:q} 2>&1"
 
 
 rule evaluate:
@@ -56,7 +57,7 @@ rule evaluate:
         "Evaluating {wildcards.run}"
     shell:
         "OMP_NUM_THREADS={threads} PYTHONPATH=src python -m peregrine evaluate --scale {params.scale} --run {wildcards.run}"
-        " {params.seeds} > {log} 2>&1"
+        " {params.seeds} > {log:q} 2>&1"
 
 
 rule diagnose:
@@ -78,9 +79,10 @@ rule diagnose:
     params:
         scale=SCALE,
         code=fingerprint("diagnose"),
+        protocol=digest(PROJECT.protocol),
         seeds=seed_options,
     message:
         "Collapse diagnostics of {wildcards.run}"
     shell:
         "OMP_NUM_THREADS={threads} PYTHONPATH=src python -m peregrine diagnose --scale {params.scale} --run {wildcards.run}"
-        " {params.seeds} > {log} 2>&1"
+        " {params.seeds} > {log:q} 2>&1"

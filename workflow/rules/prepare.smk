@@ -17,4 +17,4 @@ rule prepare:
     message:
         "Preparing data set {wildcards.dataset}"
     shell:
-        "PYTHONPATH=src python -m peregrine prepare {wildcards.dataset} > {log} 2>&1"
+        "PYTHONPATH=src python -m peregrine prepare {wildcards.dataset} > {log:q} 2>&1"

@@ -28,8 +28,9 @@ rule pretrain:
         scale=SCALE,
         code=code_of("pretrain"),
         seeds=seed_options,
+        threads=PROJECT.scale.training_threads,  # another count gives other last bits
     message:
         "Pretraining {wildcards.run}"
     shell:
         "OMP_NUM_THREADS={threads} PYTHONPATH=src python -m peregrine pretrain --scale {params.scale} --run {wildcards.run}"
-        " {params.seeds} > {log} 2>&1"
+        " {params.seeds} > {log:q} 2>&1"

@@ -40,7 +40,7 @@ rule collect:
     message:
         "Tables, figures and claims of {wildcards.study}"
     shell:
-        "PYTHONPATH=src python -m peregrine collect --scale {params.scale} {wildcards.study} > {log} 2>&1"
+        "PYTHONPATH=src python -m peregrine collect --scale {params.scale} {wildcards.study} > {log:q} 2>&1"
 
 
 rule report:
@@ -78,7 +78,7 @@ rule report:
     message:
         "Notebook, page and PDF of {wildcards.study}"
     shell:
-        "PYTHONPATH=src python -m peregrine report --scale {params.scale} {wildcards.study} > {log} 2>&1"
+        "PYTHONPATH=src python -m peregrine report --scale {params.scale} {wildcards.study} > {log:q} 2>&1"
 
 
 rule index:
@@ -101,7 +101,7 @@ rule index:
     message:
         "Index page"
     shell:
-        "PYTHONPATH=src python -m peregrine index --scale {params.scale} > {log} 2>&1"
+        "PYTHONPATH=src python -m peregrine index --scale {params.scale} > {log:q} 2>&1"
 
 
 # Failed science is a result: everything above is made first, then the workflow fails with the list.
@@ -122,4 +122,4 @@ rule verdict_gate:
     message:
         "Which runs did not finish"
     shell:
-        "PYTHONPATH=src python -m peregrine gate {input.runs} --output {output.passed} > {log} 2>&1"
+        "PYTHONPATH=src python -m peregrine gate {input.runs:q} --output {output.passed:q} > {log:q} 2>&1"

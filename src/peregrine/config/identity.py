@@ -8,8 +8,15 @@ tests/config/frozen_ids.json holds the pairs that must never change.
 import hashlib
 import json
 
+from pydantic import BaseModel
+
 from peregrine.config.models import Run
 from peregrine.config.options import method_options
+
+
+def digest(model: BaseModel) -> str:
+    """Short hash of all values of a configuration model."""
+    return hashlib.sha256(model.model_dump_json().encode()).hexdigest()[:16]
 
 
 def canonical(run: Run) -> str:

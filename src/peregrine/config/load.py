@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from peregrine.config.check import check_study
 from peregrine.config.identity import run_id
 from peregrine.config.models import Config, Model, Protocol, Run, Scale, Study, StudyOverlay
 from peregrine.config.options import method_options
@@ -208,6 +209,7 @@ def load(folder: Path = Path("config"), **overrides: Any) -> Project:
         study_path = folder / "studies" / f"{name}.yaml"
         studies[name] = validate(Study, read_yaml(study_path), str(study_path))
         _check_name(studies[name].name, study_path)
+        check_study(studies[name])
         cells += resolve(studies[name], scale, presets)
     return Project(config, scale, protocol, studies, tuple(cells))
 

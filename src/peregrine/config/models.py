@@ -4,12 +4,16 @@ Nothing here imports torch: the Snakefile plans from these models. A field whose
 default is left out of a run's identity (see `identity`), so defaults are frozen once published.
 """
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
+Folder = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./-]*[A-Za-z0-9_.-]$", max_length=200)]
+"""A path that needs no quoting: it stands in file patterns and shell commands."""
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.+-]*$", max_length=80)]
 
 
@@ -31,6 +35,12 @@ class Model(BaseModel):
 def _has_bool(value: Any) -> bool:
     inside = isinstance(value, (list, tuple)) and any(map(_has_bool, value))
     return isinstance(value, bool) or inside
+
+
+def _no_twins(what: str, names: Iterable[str]) -> None:
+    twins = [name for name, count in Counter(names).items() if count > 1]
+    if twins:
+        raise ValueError(f"{what} '{twins[0]}' stands twice")
 
 
 class MethodOptions(Model):
@@ -100,7 +110,7 @@ class Run(Model):
     method: dict[str, Any] = Field(description="`name` of the registry and that method's options.")
     views: tuple[ViewSpec, ...] = Field(min_length=1)
     batch_size: int = Field(256, ge=2)
-    epochs: int = Field(100, ge=0, description="0 keeps the untrained net.")
+    epochs: int = Field(100, ge=0, le=10**6, description="0 keeps the untrained net.")
     precision: Literal["float32", "bfloat16"] = "float32"
     optimizer: OptimizerSpec = OptimizerSpec()
     probe: ProbeSpec = ProbeSpec()
@@ -182,6 +192,7 @@ class Figure(Model):
             raise ValueError(f"{self.kind}: option goes with metric_over_option, and only there")
         if self.kind == "gain" and not self.baseline:
             raise ValueError("gain: baseline says over which row each gain is drawn")
+        _no_twins(f"figure {self.id}: panel label", (panel.label for panel in self.panels))
         return self
 
 
@@ -257,6 +268,13 @@ class Study(Model):
     claims: tuple[Claim, ...]
     assumptions: tuple[Assumption, ...]
 
+    @model_validator(mode="after")
+    def _distinct(self) -> "Study":
+        _no_twins("row label", (row.label for row in self.rows.values()))
+        for kind in ("tables", "figures", "claims"):
+            _no_twins(f"id of {kind}", (each.id for each in getattr(self, kind)))
+        return self
+
 
 class StudyOverlay(Model):
     rows: tuple[str, ...] = Field((), description="The rows run at this scale; empty: all.")
@@ -271,8 +289,9 @@ class Scale(Model):
     description: str
     seeds: tuple[int, ...] = Field(min_length=1)
     seeds_per_job: Literal["all", "one"] = "one"
-    training_threads: int = Field(1, ge=1, description="Set by torch; other counts, other bits.")
-    on_code_change: Literal["rerun", "keep"] = "rerun"
+    training_threads: int = Field(
+        1, ge=1, le=1024, description="Set by torch; other counts, other bits."
+    )
     protocol: Name = "standard"
     run: dict[str, Any] = Field({}, description="Laid over every run.")
     studies: dict[str, StudyOverlay] = {}
@@ -287,17 +306,17 @@ class Scale(Model):
 class Protocol(Model):
     """Every free knob of the evaluation, fixed before results."""
 
-    linear_c_grid: tuple[float, ...]
-    linear_validation_share: Probability
-    linear_max_iter: int
-    few_labels_per_class: int
-    few_label_draws: int
-    split_seed: int
-    knn_k: int
-    knn_temperature: float
-    kmeans_restarts: int
-    chance_permutations: int
-    embedding_sample: int = Field(description="Train embeddings kept for the diagnostics.")
+    linear_c_grid: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
+    linear_validation_share: float = Field(gt=0, lt=1)
+    linear_max_iter: int = Field(ge=1)
+    few_labels_per_class: int = Field(ge=1)
+    few_label_draws: int = Field(ge=1)
+    split_seed: int = Field(ge=0, lt=2**32)
+    knn_k: int = Field(ge=1)
+    knn_temperature: float = Field(gt=0)
+    kmeans_restarts: int = Field(ge=1)
+    chance_permutations: int = Field(ge=1)
+    embedding_sample: int = Field(ge=2, description="Train embeddings kept for the diagnostics.")
 
 
 class Config(Model):
@@ -305,10 +324,10 @@ class Config(Model):
 
     scale: Name = Field("demo", description="A file of config/scales/.")
     studies: tuple[Name, ...] = Field(
-        ("falcon", "feature_augmentation"), description="Files of config/studies/."
+        ("falcon", "feature_augmentation"), min_length=1, description="Files of config/studies/."
     )
-    results: str = Field("results", description="Folder of data, runs and tables.")
-    reports: str = Field("reports", description="Folder of notebooks, pages and PDFs.")
+    results: Folder = Field("results", description="Folder of data, runs and tables.")
+    reports: Folder = Field("reports", description="Folder of notebooks, pages and PDFs.")
 
     @model_validator(mode="after")
     def _distinct(self) -> "Config":

@@ -2,18 +2,19 @@
 
 from pathlib import Path
 
+from peregrine.config.models import Protocol
 from peregrine.diagnostics.collapse import collapse_report, spectrum
-from peregrine.files import read_tensors, write_csv, write_json
+from peregrine.files import sha256, write_csv
+from peregrine.frozen import read_features, write_result
 
 
-def diagnose(folder: Path, reading: str, name: str) -> None:
+def diagnose(folder: Path, reading: str, name: str, protocol: Protocol) -> None:
     """Write {reading}/collapse-{name}.json and spectrum.csv (layer, index, value) on test images.
 
     Singular values are those of the centred matrix, 9 digits. A run that ended in NaN has none.
     """
-    arrays, facts = read_tensors(folder / reading / "features.safetensors")
+    arrays, facts = read_features(folder, reading)
     codes = int(facts["codes"]) or None
-    facts = {key: facts[key] for key in ("run", "seed", "status", "data")} | {"protocol": name}
     report, rows = {}, []
     if facts["status"] != "nan":
         layers = {layer: arrays[f"test_{layer}"] for layer in ("features", "embeddings")}
@@ -27,5 +28,7 @@ def diagnose(folder: Path, reading: str, name: str) -> None:
         )
         for layer, x in layers.items():
             rows += [(layer, i, f"{value:.9g}") for i, value in enumerate(spectrum(x))]
-    write_json(folder / reading / f"collapse-{name}.json", {**facts, **report})
-    write_csv(folder / reading / "spectrum.csv", ("layer", "index", "value"), rows)
+    path = folder / reading / "spectrum.csv"
+    write_csv(path, ("layer", "index", "value"), rows)
+    report["spectrum_sha256"] = sha256(path)
+    write_result(folder, reading, "collapse", (name, protocol), facts, report)

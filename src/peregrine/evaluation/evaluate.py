@@ -8,7 +8,7 @@ from peregrine.config.models import Protocol
 from peregrine.evaluation.clustering import cluster_scores, kmeans_clusters
 from peregrine.evaluation.knn import knn_classify
 from peregrine.evaluation.linear import few_label_probe, linear_probe
-from peregrine.files import read_tensors, write_json
+from peregrine.frozen import read_features, write_result
 
 
 def evaluate(folder: Path, reading: str, name: str, protocol: Protocol) -> None:
@@ -16,8 +16,7 @@ def evaluate(folder: Path, reading: str, name: str, protocol: Protocol) -> None:
 
     A run that ended in NaN has no features; its files say so and hold no number.
     """
-    arrays, facts = read_tensors(folder / reading / "features.safetensors")
-    facts = {key: facts[key] for key in ("run", "seed", "status", "data")} | {"protocol": name}
+    arrays, facts = read_features(folder, reading)
     results: dict[str, dict] = {"linear": {}, "knn": {}, "clustering": {}}
     if facts["status"] != "nan":
         results["linear"] = _linear(arrays, protocol)
@@ -26,7 +25,7 @@ def evaluate(folder: Path, reading: str, name: str, protocol: Protocol) -> None:
         )
         results["clustering"] = _clustering(arrays, protocol)
     for kind, result in results.items():
-        write_json(folder / reading / f"{kind}-{name}.json", {**facts, **result})
+        write_result(folder, reading, kind, (name, protocol), facts, result)
 
 
 def _splits(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:

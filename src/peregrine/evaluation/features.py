@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from peregrine.config.fingerprint import fingerprint
 from peregrine.config.identity import run_id
 from peregrine.config.load import build_run, read_yaml
 from peregrine.config.models import Run
 from peregrine.data.prepare import Prepared
 from peregrine.errors import UserError
-from peregrine.files import read_json, read_tensors, sha256, write_tensors
+from peregrine.files import read_tensors, sha256, write_tensors
+from peregrine.frozen import FEATURES, data_of, read_outcome, weights_of
 from peregrine.methods.base import Method
 from peregrine.methods.build import build_method, load_state
 from peregrine.streams import generator
@@ -24,7 +26,7 @@ def load_run(folder: Path) -> tuple[Run, dict]:
     Raises:
         UserError: a file is missing or changed, or belongs to another run.
     """
-    outcome = read_json(folder / "outcome.json")
+    outcome = read_outcome(folder)
     for name, expected in outcome["files"].items():
         if not (folder / name).is_file() or sha256(folder / name) != expected:
             raise UserError(f"{folder / name} is missing or changed; run pretrain again")
@@ -58,12 +60,15 @@ def extract(folder: Path, data: Prepared, device: torch.device, embedding_sample
             f"{folder} was trained on other data than {run.dataset.name} holds now;"
             " run pretrain again"
         )
-    path = folder / "corrected" / "features.safetensors"
+    path = folder / "corrected" / FEATURES
     facts = {
+        "kind": "features",
         "run": outcome["run"],
         "seed": str(outcome["seed"]),
         "status": outcome["status"],
-        "data": data.sums["test"],
+        "data": data_of(outcome),
+        "weights": weights_of(outcome),
+        "code": fingerprint("extract", run.method["name"]),
         "codes": str(run.method.get("codes", 0)),
     }
     if outcome["status"] == "nan":

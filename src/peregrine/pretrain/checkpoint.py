@@ -51,8 +51,12 @@ def exclusive(folder: Path) -> Iterator[None]:
         UserError: another living process holds it.
     """
     lock = folder / FOLDER / "lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as stream:
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        stream = lock.open("a")
+    except OSError as error:
+        raise UserError(f"{lock} cannot be opened: {error.strerror or error}") from None
+    with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -109,6 +113,8 @@ def restore(
     if not path.exists():
         return expected
     arrays, metadata = read_tensors(path)
+    if "position" not in metadata:
+        raise UserError(f"{path} is no checkpoint; remove it")
     facts = json.loads(metadata["position"])
     if (facts["run"], facts["seed"]) != (expected.run, expected.seed):
         raise UserError(

@@ -17,6 +17,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from peregrine.config.fingerprint import fingerprint, parts
@@ -128,6 +129,24 @@ class Trainer:
         return {"loss": loss.detach(), **detached, "probe_accuracy": hits}
 
     @torch.no_grad()
+    def calibrate(self) -> None:
+        """BatchNorm statistics of the untrained net from the training images, in one pass.
+
+        With the initial mean 0 and variance 1 its head would be worse than random, and a trained
+        row would be credited with what normalisation alone does.
+        """
+        norms = [m for m in self.method.modules() if isinstance(m, _BatchNorm)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = None  # the plain mean over all batches
+            norm.reset_running_stats()
+        self.method.train()
+        for batch in self.images.chunk(max(len(self.images) // MONITOR_IMAGES, 1)):
+            self.method.describe(self.normalised(batch))
+        for norm, momentum in zip(norms, momenta):
+            norm.momentum = momentum
+
+    @torch.no_grad()
     def test_accuracy(self, data: Prepared) -> float:
         """Accuracy of the online probe on the test set, eval mode, images as they are."""
         self.method.eval()
@@ -169,6 +188,8 @@ def pretrain(
             flush=True,
         )
         _train(trainer, at, folder, stop)
+        if not run.epochs:
+            trainer.calibrate()
         outcome = _outcome(run, at)
         if at.epoch and outcome["status"] == "finished":
             outcome["online_probe_accuracy"] = trainer.test_accuracy(data)

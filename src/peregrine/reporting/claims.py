@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from peregrine.config.models import Claim, Study, Test
+from peregrine.config.models import Claim, Test
 from peregrine.errors import UserError
 from peregrine.reporting.records import Evidence
 from peregrine.reporting.statistics import (
@@ -106,26 +106,18 @@ class Finding:
         }
 
 
-def check_claim(study: Study, claim: Claim) -> None:
-    """Raises UserError where a test names a row that the study lacks."""
-    for test in claim.tests:
-        for row in _named(test):
-            if row not in study.rows:
-                raise UserError(
-                    f"study {study.name}: claim {claim.id}: row '{row}' is not a row of the study"
-                )
-
-
 def judge(claim: Claim, evidence: Evidence) -> dict[str, Any]:
     """A claim as it stands in claims.json; numbers rounded to six decimals.
 
     A claim needs all of its tests: one contradiction is enough to contradict it, beside a test
-    that supports it is 'mixed', and a part that no test covers keeps it from being 'supported'.
+    that supports it is 'mixed', and a part that no test covers, or a declared row that the scale
+    does not run, keeps it from being 'supported'.
     `effect` and `interval` are those of the first test with the claim's own verdict.
     """
     findings = _corrected([f for test in claim.tests for f in _measured(test, evidence)])
     verdict = _combined([finding.verdict for finding in findings])
-    if verdict == "supported" and claim.not_run:
+    absent = any(row not in evidence.cells for test in claim.tests for row in _named(test))
+    if verdict == "supported" and (claim.not_run or absent):
         verdict = "undecided"
     measured = [finding for finding in findings if finding.values]
     lead = next((f for f in measured if f.verdict == verdict), measured[0] if measured else None)
@@ -184,7 +176,8 @@ def _measured(test: Test, evidence: Evidence) -> Iterator[Finding]:
     if test.kind in ("above", "below") and here:
         for row in here:
             label = f"{test.label}: {evidence.cells[row].label}"
-            yield _counted(Finding(test, label, (row,), _series(test, row, evidence)), evidence)
+            values = _series(test, row, evidence)
+            yield _counted(Finding(test, label, (row,), values, remark=remark), evidence)
         return
     finding = Finding(test, test.label, tuple(here), remark=remark)
     if test.kind == "trend":

@@ -1,7 +1,7 @@
 """The step `collect`: whatever a study's runs have left so far becomes tables and verdicts.
 
-Missing, failed, mixed and older results are shown as such. Nothing here draws, trains or reads
-weights, and the same results give the same bytes.
+Missing, failed, mixed, stale and older results are shown as such. Nothing here trains, and the
+same results give the same bytes.
 """
 
 import json
@@ -12,14 +12,17 @@ from peregrine import files
 from peregrine.config import fingerprint
 from peregrine.config.load import Project
 from peregrine.errors import UserError
-from peregrine.reporting.claims import check_claim, judge
+from peregrine.reporting.claims import judge
+from peregrine.reporting.figures import draw_figures
 from peregrine.reporting.published import read_published
 from peregrine.reporting.records import Evidence, Measurement, SeedRun, read_records
-from peregrine.reporting.tables import TableCell, check_table, table_cells
+from peregrine.reporting.tables import TableCell, check_table, overlaid, table_cells
 
 
 def collect(project: Project, study: str, results: Path, config: Path = Path("config")) -> Path:
-    """Write metrics.csv, runs.csv, tables/*.csv, claims.json and collected.json of a study.
+    """Write metrics.csv, runs.csv, tables/, claims.json and figures/ of a study.
+
+    Then collected.json, which holds the sums of all of them.
 
     Args:
         project: the configuration, at one scale.
@@ -31,18 +34,17 @@ def collect(project: Project, study: str, results: Path, config: Path = Path("co
         {results}/{scale}/{study}, where the files are.
 
     Raises:
-        UserError: a result that is damaged, changed or of another run, or a study that names rows
-            or published cells that do not exist.
+        UserError: a result that is damaged, changed or of another run, or a study that names
+            published cells that do not exist.
     """
     plan, scale = project.study(study), project.scale
     published = read_published(config / "published" / f"{study}.csv")
     for table in plan.tables:
         check_table(plan, table, published)
-    for claim in plan.claims:
-        check_claim(plan, claim)
     cells = project.of(study)
     records = read_records(project, study, results)
-    evidence = Evidence(plan, cells, records, published, scale.name, scale.protocol)
+    changed = overlaid(project, plan, config)
+    evidence = Evidence(plan, cells, records, published, scale.name, scale.protocol, changed)
 
     folder = results / scale.name / study
     written = [folder / "metrics.csv", folder / "runs.csv", folder / "claims.json"]
@@ -57,6 +59,7 @@ def collect(project: Project, study: str, results: Path, config: Path = Path("co
     for path in (folder / "tables").glob("*.csv"):
         if path not in written:  # of a table that the study has no longer
             path.unlink()
+    written += draw_figures(project, study, results)
     methods = sorted({cell.run.method["name"] for cell in cells.values()})
     files.write_json(
         folder / "collected.json",

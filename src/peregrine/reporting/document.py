@@ -6,32 +6,30 @@ recomputes. Both stand in reports/{scale}/{study}.json, so no number is typed tw
 
 import csv
 import json
-import re
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from peregrine.config.load import Cell, Project
-from peregrine.config.models import BackboneSpec, Column, Run, Study, Table, ViewSpec
+from peregrine.config.models import Column, Study, Table
 from peregrine.errors import UserError
 from peregrine.reporting.collect import read_collected
+from peregrine.reporting.figures import pictures
 from peregrine.reporting.published import Cells, Published, read_published
-
-NAMES = {
-    "cifar10": "CIFAR-10",
-    "digits": "handwritten digits (scikit-learn)",
-    "resnet8": "ResNet-8",
-    "knn": "kNN",
-    "kmeans": "k-means",
-    "c": "C",
-    "nan": "NaN",
-}
-"""What readers call things that the configuration writes in lower case."""
+from peregrine.reporting.stands_in import stands_in
+from peregrine.reporting.statistics import POWER
+from peregrine.reporting.tables import overlaid
+from peregrine.reporting.words import named, prose
 
 NO_BREAK = "\u00a0"
 """A space at which no line breaks."""
+
+REFERENCES = ("_chance", "_ceiling")
+"""Metrics that end so are what others are held against: they have no gain of their own."""
 
 Line = dict[str, str]
 
@@ -48,7 +46,7 @@ class Collected:
 
 
 def read_study(folder: Path) -> Collected:
-    """All of {results}/{scale}/{study} but the figures.
+    """All of {results}/{scale}/{study}; of the figures only that they are whole.
 
     Raises:
         UserError: a file is missing or was changed since it was written.
@@ -75,23 +73,21 @@ def document(project: Project, study: Study, collected: Collected, config: Path)
     published = read_published(config / "published" / f"{study.name}.csv")
     labels = {name: row.label for name, row in study.rows.items()}
     return {
-        "declared": _declared(study, cells, published, labels),
+        "declared": _declared(study, cells, published, labels)
+        | {"overlaid": sorted(overlaid(project, study, config))},
         "printed": {
             "title": prose(study.title),
             "paper": study.paper,
             "summary": prose(study.summary),
             "scale": project.scale.name,
             "scale_description": prose(project.scale.description),
-            "stands_in": _stands_in(study, cells),
+            "stands_in": stands_in(project, study, config),
             "seeds": tally(collected.runs),
             "claims": [
                 _claim(claim, declared.not_run, labels)
                 for claim, declared in zip(collected.claims, study.claims, strict=True)
             ],
-            "tables": [
-                _table(table, study, collected.tables[table.id], published)
-                for table in study.tables
-            ],
+            "tables": [_table(table, study, collected, published) for table in study.tables],
             "figures": [
                 {
                     "file": f"{figure.id}.svg",
@@ -126,8 +122,10 @@ def _check(project: Project, study: Study, collected: Collected) -> None:
     found = {name: [(x["row"], x["column"]) for x in t] for name, t in collected.tables.items()}
     places = {t.id: [(row, c.label) for row in t.rows for c in t.columns] for t in study.tables}
     now = {row: cell.id for row, cell in project.of(study.name).items()}
+    drawn = {name for name in collected.record["files"] if name.startswith("figures/")}
     if (
         found != places
+        or drawn != {name for figure in study.figures for name in pictures(figure.id)}
         or [claim["id"] for claim in collected.claims] != [claim.id for claim in study.claims]
         or (collected.record["rows"], collected.record["seeds"]) != (now, [*project.scale.seeds])
     ):
@@ -170,63 +168,23 @@ def _published(table: Table, row: str, column: str | None, published: Cells) -> 
     return published.get((table.published or "", table.published_rows.get(row, ""), column or ""))
 
 
-def named(text: str) -> str:
-    """`text` with the words of NAMES in place of what the configuration writes."""
-    return " ".join(NAMES.get(word, word) for word in text.split())
-
-
 def _value(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(_value(each) for each in value)
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
-def _stands_in(study: Study, cells: Mapping[str, Cell]) -> list[list[str]]:
-    """[what, at paper scale, here]; several values where rows differ."""
-    paper, default = study.defaults, {name: f.default for name, f in Run.model_fields.items()}
-    trained = [cell.run for cell in cells.values() if cell.run.epochs]
-
-    def here(fact: Callable[[Run], Any]) -> str:
-        values = (str(fact(run)) for run in trained)
-        return ", ".join(dict.fromkeys(values)) or "nothing trained"
-
-    def net(spec: BackboneSpec) -> str:
-        return f"{named(spec.name)}, width {spec.width}"
-
-    def plain(key: str) -> list[str]:
-        name = key.replace("_", " ")
-        return [name, str(paper.get(key, default[key])), here(lambda run: getattr(run, key))]
-
-    size = ViewSpec.model_fields["size"].default
-    return [
-        ["data set", named(paper["dataset"]["name"]), here(lambda run: named(run.dataset.name))],
-        [
-            "backbone",
-            net(BackboneSpec(**paper.get("backbone", {}))),
-            here(lambda run: net(run.backbone)),
-        ],
-        ["views", f"{size} px", here(lambda run: f"{run.views[0].size} px")],
-        plain("batch_size"),
-        plain("epochs"),
-    ]
-
-
 def tally(runs: Sequence[Line]) -> str:
-    """'14 of 15 seeds finished, 1 collapsed'."""
+    """'5 rows \u00d7 3 seeds: all finished', or '14 of 15 seeds finished, 1 collapsed'."""
     states = Counter(line["status"] for line in runs)
     others = [f"{n} {named(state)}" for state, n in sorted(states.items()) if state != "finished"]
+    if runs and not others:
+        rows = len({line["row"] for line in runs})
+        return f"{rows} rows \u00d7 {len(runs) // rows} seeds: all finished"
     return ", ".join([f"{states['finished']} of {len(runs)} seeds finished", *others])
 
 
 # --- numbers and sentences as text ----------------------------------------------------------------
-
-
-def prose(text: str, labels: Mapping[str, str] | None = None) -> str:
-    """`text` with true dashes and transposes, and the labels of rows in place of their names."""
-    for row, label in (labels or {}).items():
-        if not label.startswith(row):  # 'untrained' reads well already, and is a word besides
-            text = re.sub(rf"(?<![\w-]){re.escape(row)}(?![\w-])", label, text)
-    return text.replace(" - ", " \u2013 ").replace("^T", "\u1d40")
 
 
 def _fixed(number: float, decimals: int, *, signed: bool = False) -> str:
@@ -236,6 +194,7 @@ def _fixed(number: float, decimals: int, *, signed: bool = False) -> str:
 
 
 def _claim(claim: Mapping[str, Any], not_run: str, labels: Mapping[str, str]) -> dict[str, Any]:
+    said: set[int] = set()
     verdict, _, scale = claim["verdict"].partition(" @")
     return {
         "id": claim["id"],
@@ -248,7 +207,7 @@ def _claim(claim: Mapping[str, Any], not_run: str, labels: Mapping[str, str]) ->
                 "label": prose(test["label"]),
                 "verdict": test["verdict"],
                 "numbers": _test_numbers(test),
-                "note": prose("; ".join(_test_notes(test)), labels),
+                "note": prose("; ".join(_test_notes(test, said)), labels),
             }
             for test in claim["tests"]
         ],
@@ -275,52 +234,90 @@ def _test_numbers(test: Mapping[str, Any]) -> str:
         return _fixed(times * number, decimals, signed=not level)
 
     text = show(test["effect"]) + unit
+    if level:
+        text += f" against {_value(times * test['threshold'])}{unit}"
     if test["interval"]:
         text += " (95 %: {} to {})".format(*map(show, test["interval"]))
     if test["p"] is not None:
-        text += ", p < 0.001" if test["p"] < 0.001 else f", p = {test['p']:.2g}"
+        text += ", p < 0.001" if test["p"] < 0.001 else f", p = {test['p']:#.2g}"
     return f"{text}, {test['seeds']}{NO_BREAK}seed{'s' if test['seeds'] != 1 else ''}"
 
 
-def _test_notes(test: Mapping[str, Any]) -> Iterator[str]:
-    """The remark of a test, its power in the unit of its effect."""
+def _test_notes(test: Mapping[str, Any], said: set[int]) -> Iterator[str]:
+    """The remark of a test, its power in the unit of its effect.
+
+    `said` holds the numbers of seeds for which the claim has already said what power means.
+    """
     for part in filter(None, test["remark"].split("; ")):
         if part.startswith("no seed has"):
             yield "not measured on every row"
         elif not part.startswith(("undecided", "contradicted")):
             yield part
     if test["verdict"] == "undecided" and test["detectable"] is not None:
-        times, decimals, unit = _unit(test)
-        shown = _fixed(times * test["detectable"], decimals)
-        yield f"{test['seeds']} seeds would have shown a difference of {shown}{unit}"
+        times, _, unit = _unit(test)
+        shown = _two_digits(times * test["detectable"]) + unit.replace(" %", " points")
+        if test["kind"] in ("above", "below"):
+            shown += " from the threshold"
+        found = Fraction(POWER).limit_denominator(20)
+        often = f"{found.numerator} of {found.denominator} repetitions with {test['seeds']} seeds"
+        if test["seeds"] in said:
+            yield f"likewise a true effect of about {shown}"
+        else:
+            yield f"a true effect of about {shown} would be found in {often}"
+        said.add(test["seeds"])
 
 
-def _table(table: Table, study: Study, lines: Sequence[Line], published: Cells) -> dict[str, Any]:
+def _two_digits(number: float) -> str:
+    """Two significant digits, never in powers of ten: 41, 0.10."""
+    if not number:
+        return "0"
+    rounded = float(f"{number:.1e}")
+    return f"{rounded:.{max(0, 1 - math.floor(math.log10(abs(rounded))))}f}"
+
+
+def _table(table: Table, study: Study, collected: Collected, published: Cells) -> dict[str, Any]:
     notes: list[str] = []
+    lines, seeds = collected.tables[table.id], Counter(run["row"] for run in collected.runs)
     by_place = {(line["row"], line["column"]): line for line in lines}
+    ran = {line["row"] for line in lines if line["run"] or line["published"]}
+    left_out = [study.rows[row].label for row in table.rows if row not in ran]
+    unknown: dict[str, list[str]] = {}
 
     def cell(row: str, column: Column) -> dict[str, Any]:
         known = _published(table, row, column.published, published)
-        return _cell(by_place[row, column.label], column, known, notes)
+        if known and known.value is None:
+            labels = unknown.setdefault(known.remark, [])
+            labels += [study.rows[row].label] * (study.rows[row].label not in labels)
+        return _cell(by_place[row, column.label], column, known, seeds[row], notes)
 
+    rows = [
+        {
+            "label": study.rows[row].label,
+            "over": study.rows[base].label if (base := table.baseline.get(row)) else "",
+            "cells": [cell(row, column) for column in table.columns],
+        }
+        for row in table.rows
+        if row in ran
+    ]
+    remarks = [
+        f"Published numbers of {'; '.join(labels)}: {why}." for why, labels in unknown.items()
+    ]
+    if left_out:
+        remarks.append(f"Not run at this scale, nor published: {'; '.join(left_out)}.")
     return {
         "title": table.title,
         "note": prose(table.note),
         "columns": [column.label for column in table.columns],
-        "rows": [
-            {
-                "label": study.rows[row].label,
-                "over": study.rows[base].label if (base := table.baseline.get(row)) else "",
-                "cells": [cell(row, column) for column in table.columns],
-            }
-            for row in table.rows
-        ],
+        "rows": rows,
         "notes": notes,
+        "remarks": remarks,
         "sources": sorted({line["published_source"] for line in lines} - {""}),
     }
 
 
-def _cell(line: Line, column: Column, known: Published | None, notes: list[str]) -> dict[str, Any]:
+def _cell(
+    line: Line, column: Column, known: Published | None, seeds: int, notes: list[str]
+) -> dict[str, Any]:
     """A cell as text; its remarks join the table's `notes`, and it keeps their numbers."""
     times = 100 if column.percent else 1
 
@@ -330,31 +327,38 @@ def _cell(line: Line, column: Column, known: Published | None, notes: list[str])
     absent = "not run" if not line["run"] else "no result"
     absent = "mixed" if line["verdict"] == "mixed" else absent
     ours = show("mean") if line["mean"] else absent
-    if line["low"]:
+    if line["low"] and float(line["sd"]):  # a constant has no interval
         half = times * (float(line["high"]) - float(line["low"])) / 2
         ours += f" \u00b1 {_fixed(half, column.decimals)}"
-    gain = show("gain", signed=True) if line["gain"] else ""
-    if line["gain_low"]:
+    gains = line["gain"] and not column.metric.endswith(REFERENCES)
+    gain = show("gain", signed=True) if gains else ""
+    if gains and line["gain_low"]:
         ends = f"({show('gain_low', signed=True)} to {show('gain_high', signed=True)})"
         gain += f" {ends.replace(' ', NO_BREAK)}"
-    lost = int(line["missing"]) + int(line["failed"])
-    remarks = [r for r in line["remark"].split("; ") if r and not r.startswith("not run at scale")]
+    failed = int(line["failed"])
+    lost = f"{line['seeds']} of {seeds} seeds" + (f", {failed} failed" if failed else "")
+    unknown = known.remark.split("; ") if known and known.value is None else []  # said once below
+    remarks = [
+        remark
+        for remark in line["remark"].split("; ")
+        if remark and remark not in unknown and not remark.startswith("not run at scale")
+    ]
     notes += [remark for remark in dict.fromkeys(remarks) if remark not in notes]
     return {
         "ours": ours,
         "absent": not line["mean"],
-        "seeds": f"{line['seeds']} of {int(line['seeds']) + lost} seeds" if lost else "",
+        "seeds": lost if failed or int(line["missing"]) else "",
         "gain": gain,
-        "published": _published_text(known, column.percent) if known else "",
+        "published": _published_text(known, column.percent),
         "verdict": "" if line["verdict"] == ours else line["verdict"],
-        "notes": sorted(notes.index(remark) + 1 for remark in remarks),
+        "notes": sorted(notes.index(remark) for remark in remarks),
     }
 
 
-def _published_text(known: Published, percent: bool) -> str:
+def _published_text(known: Published | None, percent: bool) -> str:
     """A published number with its own digits, in the unit in which ours stands beside it."""
-    if known.value is None:
-        return "not available"
+    if known is None or known.value is None:
+        return ""
     shift = 2 * ((known.unit == "1") == percent) * (1 if percent else -1)
     shown = known.share(known.value) * (100 if percent else 1)
     return f"{shown:.{max(0, known.decimals - shift)}f}"

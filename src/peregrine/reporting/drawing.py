@@ -96,6 +96,19 @@ def _legend(canvas: Canvas, axes: list[Axes], first: Iterable[str] = ()) -> None
     )
 
 
+def _rows(marks: pd.DataFrame) -> dict[str, tuple[tuple, str]]:
+    """Row -> colour and dash, by the study's order of rows where the marks bring it.
+
+    So a row looks the same in every figure of its study. Neighbours differ in dash too, and rows
+    that share a colour have another dash.
+    """
+    drawn = marks.loc[marks["kind"] == "seed", "label"].unique()
+    order = list(dict.fromkeys([*marks.attrs.get("rows", ()), *drawn]))
+    dashes = ["-" if (place + place // 8) % 2 == 0 else "--" for place in range(len(order))]
+    styles = zip(_colours(order).values(), dashes, strict=True)
+    return {row: style for row, style in zip(order, styles, strict=True) if row in set(drawn)}
+
+
 def _colours(names: list[str]) -> dict[str, tuple]:
     palette = sns.color_palette("colorblind")
     # Yellow, the ninth, is too pale for thin lines on white.
@@ -207,15 +220,13 @@ def _by_row(figure: Figure, marks: pd.DataFrame) -> Canvas:
     return canvas
 
 
-def _lines(ax: Axes, marks: pd.DataFrame, colours: dict[str, tuple]) -> None:
-    for place, (label, colour) in enumerate(colours.items()):
+def _lines(ax: Axes, marks: pd.DataFrame, styles: dict[str, tuple[tuple, str]]) -> None:
+    for label, (colour, dash) in styles.items():
         own = marks[marks["label"] == label]
         for _, curve in own[own["kind"] == "seed"].groupby("seed"):
             ax.plot(curve["x"], curve["value"], color=colour, lw=0.6, alpha=0.45)
         mean = own[own["kind"] == "mean"]
         if not mean.empty:
-            # Every second line is dashed, so that neighbours differ without colour too.
-            dash = "--" if place % 2 else "-"
             ax.plot(mean["x"], mean["value"], dash, color=colour, lw=1.6, label=label)
 
 
@@ -231,9 +242,8 @@ def _history(figure: Figure, marks: pd.DataFrame) -> Canvas:
     canvas, grid = _canvas(rows, columns, 0.7 + 1.75 * rows, sharex=True)
     axes = [ax for line in grid for ax in line]
     for index, (ax, (group, panel)) in enumerate(zip(axes, places, strict=False)):
-        labels = list(marks.loc[marks["group"] == group, "label"].unique())
         mine = marks[(marks["group"] == group) & (marks["panel"] == panel.label)]
-        _lines(ax, mine, _colours(labels))
+        _lines(ax, mine, _rows(marks))
         parts = panel.label.replace(", ", ",\n").splitlines()
         ax.set_ylabel("\n".join(textwrap.fill(part, 22) for part in parts))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -255,10 +265,10 @@ def _history(figure: Figure, marks: pd.DataFrame) -> Canvas:
 
 def _spectrum(figure: Figure, marks: pd.DataFrame) -> Canvas:
     canvas, grid = _canvas(1, len(figure.panels), 3.2, sharey=True)
-    colours = _colours(list(marks.loc[marks["kind"] == "seed", "label"].unique()))
+    styles = _rows(marks)
     for ax, panel in zip(grid[0], figure.panels, strict=True):
         mine = marks[marks["panel"] == panel.label]
-        _lines(ax, mine, colours)
+        _lines(ax, mine, styles)
         for value in sorted(set(mine.loc[mine["kind"] == "level", "value"])):
             ax.axhline(value, color="black", ls=":", lw=1.2, label="isotropic")
         ax.set_yscale("log")

@@ -19,6 +19,7 @@ from peregrine.config.load import Cell, Project
 from peregrine.config.models import Figure, Panel, Study
 from peregrine.errors import UserError
 from peregrine.reporting.drawing import render
+from peregrine.reporting.evaluations import verify
 from peregrine.reporting.records import Records, from_csv
 from peregrine.reporting.statistics import estimate, paired
 
@@ -28,6 +29,10 @@ DIGITS = 6
 ROUNDING = 1e-12
 """Shares of variance below it are not drawn: float32 rounding of features alone makes (2^-23)^2 of
 their mean square, which is up to a hundred times their variance where directions hardly differ."""
+
+
+SPECTRUM_SUM = "spectrum_sha256"
+"""Key of a collapse evaluation: the sum of the spectrum.csv that was written with it."""
 
 
 class Mark(NamedTuple):
@@ -52,6 +57,7 @@ class Source:
     records: Records
     runs: Path
     seeds: tuple[int, ...]
+    protocol: str
 
     def values(self, row: str, panel: Panel, metric: str | None = None) -> dict[int, float]:
         """Seed -> value, in percent where the panel is."""
@@ -63,12 +69,36 @@ class Source:
         """Seed -> the CSV file `name` of that seed's run; none for a row of mixed seeds."""
         if self.records.mixed(row):
             return {}
-        folder = self.runs / self.cells[row].id
-        paths = {seed: folder / f"seed-{seed}" / name for seed in self.seeds}
-        return {seed: _read_curve(path) for seed, path in paths.items() if path.is_file()}
+        states = {run.seed: run.status for run in self.records.seeds(row)}
+        out = {}
+        for seed in self.seeds:
+            place = self.runs / self.cells[row].id / f"seed-{seed}"
+            if states.get(seed) != "stale" and (place / name).is_file():
+                self._verify(place, name)
+                out[seed] = _read_curve(place / name)
+        return out
+
+    def _verify(self, place: Path, name: str) -> None:
+        """A curve against the sum that its step has recorded."""
+        reading, _, curve = name.rpartition("/")
+        if not reading:
+            record = place / "outcome.json"
+            sums = files.read_json(record)["files"] if record.is_file() else {}
+            checksum, step = sums.get(curve), "pretrain"
+        else:
+            record = place / reading / f"collapse-{self.protocol}.json"
+            checksum = files.read_json(record).get(SPECTRUM_SUM) if record.is_file() else None
+            step = "diagnose"
+        if checksum is not None:
+            verify(place / name, checksum, step)
 
 
-def draw_figures(project: Project, study: str, results: Path) -> None:
+def pictures(figure: str) -> tuple[str, str, str]:
+    """The files of a figure, as collected.json names them."""
+    return (f"figures/{figure}.svg", f"figures/{figure}.png", f"figures/data/{figure}.csv")
+
+
+def draw_figures(project: Project, study: str, results: Path) -> list[Path]:
     """Write figures/{id}.svg, .png and data/{id}.csv of every figure of a study.
 
     Args:
@@ -76,15 +106,17 @@ def draw_figures(project: Project, study: str, results: Path) -> None:
         study: a name in it.
         results: the results folder; {scale}/{study}/ in it must hold metrics.csv and runs.csv.
 
+    Returns:
+        The paths of all of them.
+
     Raises:
-        UserError: a file is missing or damaged, or a figure names a row that the study lacks.
+        UserError: a file is missing, changed or damaged.
     """
     plan, folder = project.study(study), results / project.scale.name / study
-    source = Source(project.of(study), from_csv(folder), results / "runs", project.scale.seeds)
-    for figure in plan.figures:
-        for row in (*_rows(figure), *figure.baseline, *figure.baseline.values()):
-            if row not in plan.rows:
-                raise UserError(f"study {study}: figure {figure.id}: there is no row '{row}'")
+    scale = project.scale
+    source = Source(
+        project.of(study), from_csv(folder), results / "runs", scale.seeds, scale.protocol
+    )
     known = {figure.id for figure in plan.figures}
     for path in (folder / "figures").rglob("*"):  # of a figure that the study has no longer
         if path.suffix in (".svg", ".png", ".csv") and path.stem not in known:
@@ -92,17 +124,30 @@ def draw_figures(project: Project, study: str, results: Path) -> None:
     for figure in plan.figures:
         marks = [_rounded(mark) for mark in MARKS[figure.kind](figure, source)]
         frame = pd.DataFrame(marks, columns=Mark._fields)
+        # A row has one colour in all figures of its study.
+        frame.attrs["rows"] = [row.label for row in plan.rows.values()]
         files.write_csv(folder / "figures" / "data" / f"{figure.id}.csv", Mark._fields, marks)
-        pictures = render(figure, frame, _notes(figure, plan, source, frame))
-        for suffix, data in pictures.items():
+        for suffix, data in render(figure, frame, _notes(figure, plan, source, frame)).items():
             files.write_bytes(folder / "figures" / f"{figure.id}.{suffix}", data)
+    return [folder / name for figure in plan.figures for name in pictures(figure.id)]
 
 
 def _read_curve(path: Path) -> pd.DataFrame:
+    """A curve's file: its index columns in place, no line twice, all else numbers."""
+    keys = ["layer", "index"] if path.name == "spectrum.csv" else ["epoch"]
     try:
-        return pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it and rerun its step") from None
+        table = pd.read_csv(path)
+        if table.duplicated(keys).any():
+            raise ValueError(f"a line with the same {' and '.join(keys)} stands twice")
+        rest = [name for name in table if name != "layer"]
+        table[rest] = table[rest].apply(pd.to_numeric)
+        table[keys[-1]] = table[keys[-1]].astype(int)
+        if keys[0] == "layer":
+            table["value"] = table["value"].astype(float)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is damaged ({reason}); delete it and rerun its step") from None
+    return table
 
 
 def _rows(figure: Figure) -> Iterator[str]:

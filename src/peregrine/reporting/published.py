@@ -59,6 +59,7 @@ def read_published(path: Path) -> Cells:
                 "sd": _number(line["sd"]),
                 "n": int(line["n"]) if line["n"] else None,
             }
+            _check_ranges(**numbers)
         except ValueError as error:
             raise UserError(f"{where}: {error}") from None
         found = Published(**line | numbers)
@@ -72,6 +73,15 @@ def read_published(path: Path) -> Cells:
         out[key] = found
         names.add(found.cell)
     return out
+
+
+def _check_ranges(decimals: int, value: float | None, sd: float | None, n: int | None) -> None:
+    if not 0 <= decimals <= 6:
+        raise ValueError(f"decimals {decimals} is not between 0 and 6")
+    if sd is not None and sd < 0:
+        raise ValueError(f"sd {sd:g} is negative")
+    if n is not None and n < 1:
+        raise ValueError(f"n {n} is less than one run")
 
 
 def _number(text: str) -> float | None:

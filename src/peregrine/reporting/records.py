@@ -6,31 +6,25 @@ is computed from them alone, so a reader who has the two files can recompute all
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from peregrine import files
 from peregrine.config import fingerprint
+from peregrine.config.identity import digest
 from peregrine.config.load import Cell, Project
-from peregrine.config.models import Scale, Study
+from peregrine.config.models import Study
 from peregrine.errors import UserError
+from peregrine.frozen import data_of, weights_of
+from peregrine.reporting.evaluations import EVALUATIONS, Origin, read_evaluations, verify
 from peregrine.reporting.published import Cells, read_csv
 
-EVALUATIONS = ("linear", "knn", "clustering", "collapse")
-READINGS = ("corrected", "released")
 FAILED = ("collapsed", "nan")
 OUTCOMES = ("finished", *FAILED)
-
-SECTIONS = {
-    ("linear", "all"): "linear",
-    ("linear", "few"): "few",
-    ("clustering", "kmeans"): "kmeans",
-    ("clustering", "codes"): "codes",
-}
-"""(evaluation, key) whose numbers are metrics of their own name; else 'evaluation/key'."""
+STATUSES = (*OUTCOMES, "older code", "stale", "mixed", "incomplete", "missing")
 
 ONLINE_PROBE = "online_probe/accuracy"
 """Measured while training, so its protocol is 'online' whatever the evaluation's is."""
@@ -67,7 +61,14 @@ class SeedRun(NamedTuple):
 
     @property
     def failed(self) -> bool:
-        return self.status in FAILED or (self.status == "mixed" and self.detail.startswith(FAILED))
+        return bool(self.failure)
+
+    @property
+    def failure(self) -> str:
+        """collapsed or nan, also where the status says something else; empty if neither."""
+        hidden = self.status in ("mixed", "stale")
+        said = self.detail.partition(";")[0] if hidden else self.status
+        return said if said in FAILED else ""
 
 
 class Records:
@@ -96,10 +97,14 @@ class Records:
         return any(run.status == "mixed" for run in self.seeds(row))
 
     def counts(self, row: str, used: Mapping[int, float]) -> tuple[int, int]:
-        """(missing, failed) seeds of a row among those that are not `used`."""
-        unused = [run for run in self.seeds(row) if run.seed not in used]
-        missing = sum(run.status in ("missing", "incomplete") for run in unused)
-        return missing, sum(run.failed for run in unused)
+        """(missing, failed) seeds of a row: missing of those not `used`, failed of all of them.
+
+        A collapsed seed is evaluated as it ended, and is a failed one all the same.
+        """
+        seeds = self.seeds(row)
+        lost = [run for run in seeds if run.seed not in used and not run.failed]
+        missing = sum(run.status in ("missing", "incomplete", "stale") for run in lost)
+        return missing, sum(run.failed for run in seeds)
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ class Evidence:
     published: Cells
     scale: str
     protocol: str
+    overlaid: frozenset[str] = frozenset()  # rows whose run scale paper changes
 
 
 def read_records(project: Project, study: str, results: Path) -> Records:
@@ -124,7 +130,7 @@ def read_records(project: Project, study: str, results: Path) -> Records:
     runs: list[SeedRun] = []
     for cell in project.of(study).values():
         folder = results / "runs" / cell.id
-        seeds = [_read_seed(folder, cell, seed, project.scale) for seed in project.scale.seeds]
+        seeds = [_read_seed(folder, cell, seed, project) for seed in project.scale.seeds]
         runs += _judged([run for run, _, _ in seeds], [facts for _, facts, _ in seeds])
         for _, _, values in seeds:
             measurements += values
@@ -135,26 +141,45 @@ def from_csv(folder: Path) -> Records:
     """The records that `collect` wrote to metrics.csv and runs.csv of `folder`.
 
     Raises:
-        UserError: a file is missing or has other columns.
+        UserError: a file is missing or has other columns, or a line of it makes no sense.
     """
+    return Records(
+        _lines(folder / "metrics.csv", Measurement), _lines(folder / "runs.csv", SeedRun)
+    )
+
+
+def read_runs(path: Path) -> list[SeedRun]:
+    """The seeds of a runs.csv, at least one.
+
+    Raises:
+        UserError: missing, not the file that `collect` writes, or without any seed.
+    """
+    runs = _lines(path, SeedRun)
+    if not runs:
+        raise UserError(f"{path} names no run; run collect again")
+    return runs
+
+
+def _lines(path: Path, kind: type) -> list:
     kinds = {"seed": int, "value": float}
+    out = []
+    for number, line in enumerate(read_csv(path, kind._fields), start=2):
+        try:
+            found = kind(*(kinds.get(name, str)(line[name]) for name in kind._fields))
+        except ValueError as error:
+            raise UserError(f"{path}: line {number}: {error}; run collect again") from None
+        if kind is SeedRun and found.status not in STATUSES:
+            raise UserError(f"{path}: line {number}: there is no status '{found.status}'")
+        out.append(found)
+    return out
 
-    def rows(kind: type) -> list:
-        path = folder / f"{'metrics' if kind is Measurement else 'runs'}.csv"
-        lines = read_csv(path, kind._fields)
-        return [
-            kind(*(kinds.get(name, str)(line[name]) for name in kind._fields)) for line in lines
-        ]
 
-    return Records(rows(Measurement), rows(SeedRun))
-
-
-Facts = tuple[str, str, str]
-"""What all seeds of a row must share: data sums, code fingerprint, accept_unverified."""
+Facts = dict[str, str]
+"""What the seeds of a row must share, by name: data, code of every step, accept_unverified."""
 
 
 def _read_seed(
-    folder: Path, cell: Cell, seed: int, scale: Scale
+    folder: Path, cell: Cell, seed: int, project: Project
 ) -> tuple[SeedRun, Facts | None, list[Measurement]]:
     place = folder / f"seed-{seed}"
     name = SeedRun(cell.row, cell.label, cell.id, seed, "missing", "", "", "", "", "", "")
@@ -170,10 +195,12 @@ def _read_seed(
         online = outcome["online_probe_accuracy"]
         sums = json.dumps(manifest["data"], sort_keys=True)
         data = hashlib.sha256(sums.encode()).hexdigest()[:12]
-        facts = (data, str(manifest["code"]), str(bool(manifest["accept_unverified"])))
+        code, trust = str(manifest["code"]), str(bool(manifest["accept_unverified"]))
         device, torch = str(manifest["device"]), str(manifest["torch"])
         parts, owner = dict(manifest["code_parts"]), (manifest["run"], manifest["seed"])
-    except (KeyError, TypeError, ValueError) as error:
+        weights, trained_on = weights_of(outcome), data_of(outcome)
+        written = dict(outcome["files"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{place}: outcome.json or manifest.json lacks a usable entry ({error});"
             " delete the folder and rerun pretrain"
@@ -184,77 +211,73 @@ def _read_seed(
         raise UserError(
             f"{place / 'manifest.json'} belongs to run {owner[0]}, seed {owner[1]}; move the folder"
         )
+    for file, checksum in written.items():
+        verify(place / file, checksum, "pretrain")
+    origin = Origin(
+        cell.id,
+        seed,
+        cell.run.method["name"],
+        status,
+        weights,
+        trained_on,
+        project.scale.protocol,
+        digest(project.protocol),
+    )
 
     key = (cell.study, cell.row, cell.label, cell.id, seed)
-    values = [
-        Measurement(*key, reading, scale.protocol, metric, value)
-        for reading in READINGS
-        for metric, value in _evaluations(place / reading, scale.protocol, cell.id, seed)
-    ]
+    found = read_evaluations(place, origin)
+    values = [Measurement(*key, reading, origin.protocol, *rest) for reading, *rest in found.values]
     if online is not None:
         values.append(Measurement(*key, "released", "online", ONLINE_PROBE, float(online)))
-    corrected = place / "corrected"
-    unread = [f for f in EVALUATIONS if not (corrected / f"{f}-{scale.protocol}.json").is_file()]
+    unread = [
+        kind
+        for kind in EVALUATIONS
+        if not (place / "corrected" / f"{kind}-{origin.protocol}.json").is_file()
+    ]
+    older = _older(origin.method, code, parts)
+    older += [f"older code of {step}" for step in found.older]
     notes = [detail] if detail else []
     if unread:
         notes.append(f"not evaluated: {', '.join(unread)}")
-        status = "incomplete" if status == "finished" else status
-    older = _older(cell.run.method["name"], facts[1], parts)
-    if older:
-        notes.append(older)
-        status = "older code" if status == "finished" else status
-    run = name._replace(
-        status=status, epoch=epoch, code=facts[1], data=data, device=device, torch=torch
-    )
-    return run._replace(detail="; ".join(notes)), facts, sorted(values, key=lambda m: m[5:8])
+    notes += older
+    if found.stale:
+        notes = [
+            *([status] if status in FAILED else []),
+            f"stale: {', '.join(found.stale)}",
+            *notes,
+        ]
+        status = "stale"
+    elif status == "finished":
+        status = "incomplete" if unread else "older code" if older else status
+    run = name._replace(status=status, epoch=epoch, code=code, data=data)
+    run = run._replace(device=device, torch=torch, detail="; ".join(notes))
+    facts = {"data": data, "code": code, "accept_unverified": trust, **found.code}
+    return run, facts, sorted(values, key=lambda m: m[5:8])
 
 
-def _evaluations(folder: Path, protocol: str, run: str, seed: int) -> Iterator[tuple[str, float]]:
-    for name in EVALUATIONS:
-        path = folder / f"{name}-{protocol}.json"
-        if path.is_file():
-            found = files.read_json(path)
-            owner = (found.pop("run", run), str(found.pop("seed", seed)))
-            if owner != (run, str(seed)):
-                raise UserError(f"{path} belongs to run {owner[0]}, seed {owner[1]}; move the file")
-            for key, value in found.items():
-                yield from _numbers(SECTIONS.get((name, key), f"{name}/{key}"), value)
-
-
-def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
-    """The numbers and flags in nested mappings, by path; texts, lists and nulls are not metrics."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _numbers(f"{name}/{key}", inner)
-    elif isinstance(value, bool | int | float):
-        yield name, float(value)
-
-
-def _older(method: str, code: str, parts: Mapping[str, str]) -> str:
+def _older(method: str, code: str, parts: Mapping[str, str]) -> list[str]:
     """Which modules have changed since a result was made; empty if its code is today's."""
     if code == fingerprint.fingerprint("pretrain", method):
-        return ""
+        return []
     now = fingerprint.parts("pretrain", method)
     differ = [module for module in sorted({*now, *parts}) if now.get(module) != parts.get(module)]
-    return f"older code, these modules differ: {', '.join(differ) or 'none of the recorded'}"
+    return [f"older code, these modules differ: {', '.join(differ) or 'none of the recorded'}"]
 
 
 def _judged(runs: list[SeedRun], facts: list[Facts | None]) -> list[SeedRun]:
     """The seeds of a row, called mixed where they may not be averaged."""
-    names = ("data", "code", "accept_unverified")
-    known = [each for each in facts if each is not None]
-    differ = [
-        name
-        for name, each in zip(names, zip(*known, strict=True), strict=False)
-        if len(set(each)) > 1
-    ]
+    known: dict[str, set[str]] = {}
+    for each in facts:
+        for name, value in (each or {}).items():
+            known.setdefault(name, set()).add(value)
+    differ = [name for name, values in known.items() if len(values) > 1]
     if not differ:
         return runs
     note = f"seeds differ in {', '.join(differ)}"
     out = []
     for run, fact in zip(runs, facts, strict=True):
         if fact is not None:
-            before = [run.status] if run.status in FAILED else []
+            before = [run.failure] if run.failure else []
             detail = "; ".join([*before, note, *([run.detail] if run.detail else [])])
             run = run._replace(status="mixed", detail=detail)
         out.append(run)

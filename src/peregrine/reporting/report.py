@@ -41,11 +41,6 @@ def report(
     """
     plan, scale = project.study(study), project.scale
     collected = read_study(results / scale.name / study)
-    for figure in plan.figures:
-        for suffix in ("svg", "png"):
-            path = collected.folder / "figures" / f"{figure.id}.{suffix}"
-            if not path.is_file():
-                raise UserError(f"{path} does not exist; run collect again")
     target = reports / scale.name
     data = document(project, plan, collected, config)
     files.write_json(target / f"{study}.json", data)
@@ -71,7 +66,11 @@ def _pdf(data: Path, collected: Collected) -> bytes:
         shutil.copy(TEMPLATE, Path(root, "study.typ"))
         shutil.copy(data, Path(root, "data.json"))
         shutil.copytree(collected.folder / "figures", Path(root, "figures"))
-        return typst.compile(Path(root, "study.typ"), root=root, ignore_system_fonts=True)
+        try:
+            return typst.compile(Path(root, "study.typ"), root=root, ignore_system_fonts=True)
+        except typst.TypstError as error:
+            first = next(iter(str(error).splitlines()), "")
+            raise UserError(f"{data}: no PDF ({first}); run collect again") from None
 
 
 def index(project: Project, results: Path, reports: Path) -> None:

@@ -186,6 +186,7 @@ Agreement = Literal[
     "below published",
     "inconclusive",
     "other set-up",
+    "failed",
     "not run",
 ]
 
@@ -229,12 +230,13 @@ def cell_verdict(
         eps: tolerance, declared before any result.
         same_setup: False where data, epochs or variant differ from the paper's.
         assumed: a setting of the cell is our own choice.
-        failed: seeds that collapsed and left no value; then the mean is that of survivors, which
-            is not what was published, and the verdict is inconclusive.
+        failed: seeds that collapsed or ended in NaN, whether they left a value or not; the mean is
+            then not of what was published, and the verdict is inconclusive, or failed where no
+            seed has a value.
     """
     found = estimate(values, level=1 - 2 * ALPHA)
     if found.n == 0:
-        return CellVerdict("not run")
+        return CellVerdict("failed" if failed else "not run")
     if not same_setup:
         return CellVerdict("other set-up")
     if found.n == 1 or failed:

@@ -5,9 +5,11 @@ printed in percent, so that one rule decides every cell; percent is a matter of 
 """
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
-from peregrine.config.models import Column, Study, Table
+from peregrine.config.load import Project, read_yaml, resolve
+from peregrine.config.models import Column, Scale, Study, Table
 from peregrine.errors import UserError
 from peregrine.reporting.published import Cells, Published
 from peregrine.reporting.records import ONLINE_PROBE, Evidence
@@ -17,7 +19,11 @@ DIGITS = 6
 """Decimals of every number in tables and claims: far below any interval, above platform noise."""
 
 PAPER = "paper"
-"""The one scale whose cells may be said to reproduce a published number."""
+"""The one scale whose cells may be said to reproduce a published number, where it lays nothing over
+the run that the study declares."""
+
+
+PRESETS = "presets.yaml"
 
 
 class TableCell(NamedTuple):
@@ -53,11 +59,8 @@ class TableCell(NamedTuple):
 
 
 def check_table(study: Study, table: Table, published: Cells) -> None:
-    """Raises UserError where a table names a row or a published cell that does not exist."""
+    """Raises UserError where a table names a published cell that does not exist."""
     where = f"study {study.name}: table {table.id}"
-    for row in (*table.rows, *table.baseline, *table.baseline.values(), *table.published_rows):
-        if row not in study.rows:
-            raise UserError(f"{where}: row '{row}' is not a row of the study")
     columns = [column.published for column in table.columns if column.published]
     if len({bool(columns), bool(table.published), bool(table.published_rows)}) > 1:
         raise UserError(f"{where}: published, published_rows and a column's published go together")
@@ -68,6 +71,16 @@ def check_table(study: Study, table: Table, published: Cells) -> None:
                     f"{where}: no published cell ({table.published}, {row}, {column})"
                     f" in config/published/{study.name}.csv"
                 )
+
+
+def overlaid(project: Project, study: Study, config: Path) -> frozenset[str]:
+    """Rows of scale `paper` whose run is not the one that the study declares; else none."""
+    if project.scale.name != PAPER:
+        return frozenset()
+    bare = Scale(name=PAPER, description="", seeds=(0,))
+    declared = {cell.row: cell.id for cell in resolve(study, bare, read_yaml(config / PRESETS))}
+    cells = project.of(study.name)
+    return frozenset(row for row, cell in cells.items() if cell.id != declared.get(row))
 
 
 def table_cells(table: Table, evidence: Evidence) -> list[TableCell]:
@@ -143,17 +156,23 @@ def _verdict(
         known.share(known.value),
         half_width=known.half_width,
         n=known.n or 1,
-        same_setup=evidence.scale == PAPER and not table.other_setup,
+        same_setup=_as_declared(row, evidence) and not table.other_setup,
         assumed=table.assumed,
         failed=evidence.records.counts(row, values)[1],
     )
     return str(found), found.detectable
 
 
+def _as_declared(row: str, evidence: Evidence) -> bool:
+    return evidence.scale == PAPER and row not in evidence.overlaid
+
+
 def _remarks(row: str, values: Mapping[int, float], evidence: Evidence) -> Iterable[str]:
     seeds = evidence.records.seeds(row)
     missing, failed = evidence.records.counts(row, values)
-    unmeasured = len(seeds) - len(values) - missing - failed
+    recorded = sum(run.failed and run.seed in values for run in seeds)
+    stale = sum(run.status == "stale" for run in seeds if run.seed not in values)
+    unmeasured = len(seeds) - len(values) - missing - (failed - recorded)
     if not seeds:
         yield f"not run at scale {evidence.scale}"
     if evidence.records.mixed(row):
@@ -162,14 +181,17 @@ def _remarks(row: str, values: Mapping[int, float], evidence: Evidence) -> Itera
         yield "not measured"
     elif unmeasured:
         yield f"{unmeasured} of {len(seeds)} seeds without this metric"
-    if failed:
+    if failed > recorded:
         others = ": the mean is of the others" if values else ""
-        yield f"{failed} of {len(seeds)} seeds failed{others}"
-    if missing:
-        yield f"{missing} of {len(seeds)} seeds missing"
-    recorded = sum(run.failed and run.seed in values for run in seeds)
+        yield f"{failed - recorded} of {len(seeds)} seeds failed{others}"
+    if missing > stale:
+        yield f"{missing - stale} of {len(seeds)} seeds missing"
+    if stale:
+        yield f"{stale} of {len(seeds)} seeds stale, see runs.csv"
     if recorded:
         yield f"{recorded} of {len(seeds)} seeds collapsed and were evaluated as they ended"
+    if row in evidence.overlaid:
+        yield "the scale changes this run, so it reproduces nothing"
     if any("older code" in run.detail for run in seeds):
         yield "older code, see runs.csv"
     for name in ("device", "torch"):

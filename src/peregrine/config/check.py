@@ -1,0 +1,103 @@
+"""What a study may name: its own rows, and the metrics and readings that the steps write.
+
+A name that nothing has would only leave an empty cell or an empty picture, so it is refused here.
+tests/config/test_check.py holds the names against what the evaluations really return.
+"""
+
+import difflib
+from collections.abc import Iterable, Iterator
+
+from peregrine.config.models import Figure, Study
+from peregrine.errors import UserError
+
+READINGS = ("corrected", "released")
+LAYERS = ("features", "embeddings")
+"""Layers whose spectra are kept."""
+
+
+def _names(prefix: str, text: str) -> Iterator[str]:
+    """'prefix/a', 'prefix/a_b' and 'prefix/a_c' for 'a+b+c', for each word of `text`."""
+    for word in text.split():
+        stem, *ends = word.split("+")
+        yield from (f"{prefix}/{name}" for name in (stem, *(f"{stem}_{end}" for end in ends)))
+
+
+CLUSTERS = "nmi+chance+chance_sd ami ari accuracy+ceiling n k classes permutations"
+LAYER = (
+    "n d constant feature_sd+ceiling rankme+ceiling effective_rank+ceiling"
+    " participation_ratio+ceiling intraclass_variance+ceiling+chance+groups"
+    " intracluster_variance+ceiling+chance+groups"
+)
+METRICS = frozenset(
+    [
+        "online_probe/accuracy",
+        *_names("linear", "accuracy top5_accuracy standard_error c+at_edge converged+path"),
+        *_names("linear", "n_train n_validation n_test classes"),
+        *_names("few", "accuracy+sd converged+path labels_per_class draws folds"),
+        *_names("few", "n_train n_pool n_test classes"),
+        *_names("knn", "accuracy standard_error k+asked temperature n_train n_test"),
+        *_names("knn", "zero_train zero_test"),
+        *_names("kmeans", CLUSTERS),
+        *_names("codes", CLUSTERS),
+        *_names("collapse/features", LAYER),
+        *_names("collapse/embeddings", LAYER),
+        *_names("collapse/codes", "c n usage_entropy+ceiling+ratio occupied+ceiling+random"),
+        *_names("collapse/codes", "dead+floor+share+share_floor soft_entropy+ceiling+ratio"),
+    ]
+)
+"""Metrics of metrics.csv."""
+
+HISTORY = frozenset(
+    ["lr", "loss", "probe_accuracy"]
+    + [f"{layer}_{monitor}" for layer in LAYERS for monitor in ("sd", "rank")]
+    + ["invariance", "prior", "contrastive", "similarity"]  # loss terms of the methods
+)
+"""Columns of history.csv that can be drawn over its epochs."""
+
+DRAWN = {"history": HISTORY, "spectrum": LAYERS}
+"""Kind of figure -> what its panels draw, where that is no metric."""
+
+
+def check_study(study: Study) -> None:
+    """Refuse names that nothing has: rows, metrics and readings of tables, figures and claims.
+
+    Raises:
+        UserError: one line that names the study, the place, and the nearest known name.
+    """
+    for table in study.tables:
+        where = f"study {study.name}: table {table.id}"
+        rows = (*table.rows, *table.baseline, *table.baseline.values(), *table.published_rows)
+        _known(where, "row", rows, study.rows)
+        for column in table.columns:
+            _known(where, "metric", [column.metric], METRICS)
+            _known(where, "reading", [column.reading], READINGS)
+    for figure in study.figures:
+        where = f"study {study.name}: figure {figure.id}"
+        _known(where, "row", _rows(figure), study.rows)
+        for panel in figure.panels:
+            drawn = DRAWN.get(figure.kind, METRICS)
+            _known(where, "metric", filter(None, [panel.metric, panel.level]), drawn)
+            _known(where, "reading", [panel.reading], READINGS)
+    for claim in study.claims:
+        where = f"study {study.name}: claim {claim.id}"
+        for test in claim.tests:
+            rows = (*test.rows, *test.against, *test.control, *test.control_against)
+            _known(where, "row", rows, study.rows)
+            _known(where, "metric", filter(None, [test.metric, test.ceiling]), METRICS)
+            _known(where, "reading", [test.reading], READINGS)
+
+
+def _rows(figure: Figure) -> Iterator[str]:
+    for rows in figure.groups.values():
+        yield from rows
+    if figure.untrained:
+        yield figure.untrained
+    yield from (*figure.baseline, *figure.baseline.values())
+
+
+def _known(where: str, kind: str, names: Iterable[str], known: Iterable[str]) -> None:
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), 1, 0.0)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise UserError(f"{where}: there is no {kind} '{name}'{hint}")

@@ -1,0 +1,142 @@
+"""What a seed's evaluations say, once it is known which weights, data, code and protocol made them.
+
+A file of another kind, run, seed or protocol is refused. One of other weights, data or protocol
+values is stale: it is named with the step to rerun, and none of the seed's evaluations is used.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peregrine import files
+from peregrine.config import fingerprint
+from peregrine.config.check import READINGS
+from peregrine.errors import UserError
+
+EVALUATIONS = ("linear", "knn", "clustering", "collapse")
+SECTIONS = {
+    ("linear", "all"): "linear",
+    ("linear", "few"): "few",
+    ("clustering", "kmeans"): "kmeans",
+    ("clustering", "codes"): "codes",
+}
+"""(evaluation, key) whose numbers are metrics of their own name; else 'evaluation/key'."""
+
+IDENTITY = ("kind", "run", "seed", "protocol")
+NO_METRICS = (*IDENTITY, "status", "data", "provenance", "spectrum_sha256")
+"""Keys of an evaluation that say where it comes from."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the evaluations of a seed must come from."""
+
+    run: str
+    seed: int
+    method: str
+    status: str
+    weights: str
+    data: str
+    protocol: str
+    protocol_digest: str
+
+
+@dataclass
+class Evaluations:
+    """Everything that the evaluations of a seed say."""
+
+    values: list[tuple[str, str, float]] = field(default_factory=list)  # reading, metric, value
+    code: dict[str, str] = field(default_factory=dict)  # step and file -> its fingerprint
+    stale: list[str] = field(default_factory=list)
+    older: list[str] = field(default_factory=list)  # steps whose code has changed since
+
+
+def read_evaluations(place: Path, origin: Origin) -> Evaluations:
+    """All evaluations of a seed folder that are there.
+
+    Raises:
+        UserError: one that is damaged, changed, or of another kind, run, seed or protocol.
+    """
+    out = Evaluations()
+    for reading in READINGS:
+        for kind in EVALUATIONS:
+            path = place / reading / f"{kind}-{origin.protocol}.json"
+            if path.is_file():
+                _add(out, path, f"{reading}/{kind}", origin)
+    if out.stale:
+        out.values, out.code, out.older = [], {}, []
+    return out
+
+
+def _add(out: Evaluations, path: Path, name: str, origin: Origin) -> None:
+    reading, _, kind = name.partition("/")
+    step = "diagnose" if kind == "collapse" else "evaluate"
+    found, made = _identified(path, kind, origin)
+    why = _stale(found, made, origin, step)
+    if why:
+        out.stale.append(f"{name} {why}")
+        return
+    today = {
+        "extract": (made.get("extract"), fingerprint.fingerprint("extract", origin.method)),
+        step: (made.get("step"), fingerprint.fingerprint(step)),
+    }
+    for each, (then, now) in today.items():
+        out.code[f"{each} code of {name}"] = str(then)
+        if then != now and each not in out.older:
+            out.older.append(each)
+    for key, value in found.items():
+        if key not in NO_METRICS:
+            for metric, number in numbers(SECTIONS.get((kind, key), f"{kind}/{key}"), value):
+                out.values.append((reading, metric, number))
+
+
+def _identified(path: Path, kind: str, origin: Origin) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(content, provenance) of an evaluation; provenance is empty where it has none."""
+    found = files.read_json(path)
+    made = found.get("provenance")
+    expected = (kind, origin.run, str(origin.seed), origin.protocol)
+    # Files of before there was a provenance need not name themselves: they are stale anyway.
+    defaults = (None,) * 4 if made else expected
+    owner = tuple(str(found.get(key, default)) for key, default in zip(IDENTITY, defaults))
+    if owner != expected:
+        raise UserError(
+            f"{path} belongs to {owner[0]} of run {owner[1]}, seed {owner[2]}, protocol {owner[3]};"
+            " move the file"
+        )
+    if made is not None and not isinstance(made, dict):
+        raise UserError(f"{path}: its provenance is no mapping; delete it and rerun its step")
+    return found, made or {}
+
+
+def _stale(found: Mapping[str, Any], made: Mapping[str, Any], origin: Origin, step: str) -> str:
+    """Why the numbers may not be used, and what to rerun; empty if they may."""
+    again = f"rerun extract and {step}"
+    if not made:
+        return f"does not say what it was made of, {again}"
+    if made.get("weights") != origin.weights or found.get("status") != origin.status:
+        return f"is of other weights, {again}"
+    if made.get("data") != origin.data:
+        return f"is of other data, {again}"
+    if made.get("protocol") != origin.protocol_digest:
+        return f"is of another protocol '{origin.protocol}', rerun {step}"
+    return ""
+
+
+def numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    """The numbers and flags in nested mappings, by path; texts, lists and nulls are not metrics."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from numbers(f"{name}/{key}", inner)
+    elif isinstance(value, bool | int | float):
+        yield name, float(value)
+
+
+def verify(path: Path, checksum: str, step: str) -> None:
+    """Raises UserError where a file of a run is missing or does not have its recorded sum."""
+    try:
+        intact = files.sha256(path) == checksum
+    except OSError:
+        intact = False
+    if not intact:
+        raise UserError(f"{path} is missing or was changed; rerun {step}")

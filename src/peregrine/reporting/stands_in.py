@@ -1,0 +1,88 @@
+"""What stands in: where the runs of a scale differ from the study as it is written."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from peregrine.config.load import Cell, Project, read_yaml, resolve
+from peregrine.config.models import Run, Study, ViewSpec
+from peregrine.reporting.words import named
+
+ALWAYS = ("data set", "backbone", "batch size", "epochs")
+"""Facts that are shown even where nothing differs."""
+
+DATA = {"digits": "8 \u00d7 8, enlarged to {} px"}
+"""Data sets whose images are drawn at another size than they have."""
+
+
+def stands_in(project: Project, study: Study, config: Path) -> list[list[str]]:
+    """[what, study as written, here] of every fact that differs; several values where rows do."""
+    plain = project.scale.model_copy(update={"run": {}, "studies": {}})
+    written = {cell.row: cell for cell in resolve(study, plain, read_yaml(config / "presets.yaml"))}
+    here = project.of(study.name)
+    trained = [row for row, cell in here.items() if cell.run.epochs]
+
+    out = []
+    for name, fact in FACTS.items():
+        ours, theirs = _shown(fact, here, trained), _shown(fact, written, trained)
+        if name in ALWAYS or ours != theirs:
+            out.append([name, theirs, ours])
+    return out
+
+
+def _shown(fact: Callable[[Run], str], cells: Mapping[str, Cell], rows: list[str]) -> str:
+    values = dict.fromkeys(fact(cells[row].run) for row in rows)
+    return ", ".join(filter(None, values)) or ("\u2013" if rows else "nothing trained")
+
+
+def _data(run: Run) -> str:
+    how = DATA.get(run.dataset.name, "").format(run.views[0].size)
+    return ", ".join(filter(None, [named(run.dataset.name), how]))
+
+
+def _method(key: str, when: Callable[[Mapping[str, Any]], bool] = lambda _: True):
+    """An option of the method, nothing where the method has it not or does not use it."""
+
+    def fact(run: Run) -> str:
+        options = run.method
+        return f"{options[key]:g}" if key in options and when(options) else ""
+
+    return fact
+
+
+def _views(show: Callable[[ViewSpec], str]) -> Callable[[Run], str]:
+    return lambda run: " and ".join(dict.fromkeys(show(view) for view in run.views))
+
+
+def _colour(view: ViewSpec) -> str:
+    parts = ("brightness", "contrast", "saturation", "hue")
+    strengths = ", ".join(f"{part} {getattr(view, part):g}" for part in parts)
+    return f"{strengths}; probability {view.jitter:g}"
+
+
+FACTS: dict[str, Callable[[Run], str]] = {
+    "data set": _data,
+    "backbone": lambda run: f"{named(run.backbone.name)}, width {run.backbone.width}",
+    "width of the embedding": _method("embedding"),
+    "width of the projector": _method("projector_hidden"),
+    "width of the predictor": _method(
+        "predictor_hidden", lambda options: options["placement"] not in ("none", "basic")
+    ),
+    "queue of neighbours": _method("queue", lambda options: options["operator"] == "nn"),
+    "EMA at the start": _method("ema_start", lambda options: options["target"] == "ema"),
+    "batch size": lambda run: str(run.batch_size),
+    "epochs": lambda run: str(run.epochs),
+    "optimiser": lambda run: run.optimizer.name,
+    "learning rate (effective)": lambda run: f"{run.optimizer.lr * run.batch_size / 256:g}",
+    "warm-up, epochs": lambda run: f"{run.optimizer.warmup_epochs:g}",
+    "learning rate of the first step": lambda run: f"{run.optimizer.warmup_start:g}",
+    "weight decay": lambda run: f"{run.optimizer.weight_decay:g}",
+    "views: size": _views(lambda view: f"{view.size} px"),
+    "views: crop, share of the area": _views(lambda view: "{:g} to {:g}".format(*view.crop_scale)),
+    "views: flip": _views(lambda view: f"{view.flip:g}"),
+    "views: colour jitter": _views(_colour),
+    "views: greyscale": _views(lambda view: f"{view.grey:g}"),
+    "views: blur": _views(lambda view: f"{view.blur:g}"),
+    "views: solarise": _views(lambda view: f"{view.solarise:g}"),
+}
+"""What is compared: its name, and a run's value in words."""
