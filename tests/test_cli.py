@@ -128,7 +128,7 @@ def test_what_a_user_may_get_wrong(cli, runs, tiny_config):
     in_one_line(cli("pretrain", *run, config=nowhere), "config.yaml does not exist")
     in_one_line(cli("prepare", "digits", config=nowhere), "config.yaml does not exist")
     gate = ("gate", results / "runs.csv", "--output", results / "gate")
-    in_one_line(cli(*gate, config=()), "runs.csv does not exist", "collect")
+    in_one_line(cli(*gate, config=()), "runs.csv does not exist")
 
     path = results / "data/digits.safetensors"
     whole = path.read_bytes()
@@ -162,13 +162,22 @@ def test_a_checkpoint_of_another_run_is_one_line(cli, runs):
 )
 def test_the_gate_lists_what_did_not_finish(cli, tmp_path, statuses, code):
     path, passed = tmp_path / "runs.csv", tmp_path / "gate.txt"
-    rows = [f"row {i},run{i},{i},{status}" for i, status in enumerate(statuses)]
-    path.write_text("\n".join(["label,run,seed,status", *rows]) + "\n")
+    columns = "row,label,run,seed,status,epoch,code,data,device,torch,detail"
+    rows = [f"r{i},row {i},run{i},{i},{status},1,c,d,cpu,2," for i, status in enumerate(statuses)]
+    path.write_text("\n".join([columns, *rows]) + "\n")
     answer = cli("gate", path, "--output", passed, config=())
     assert answer[0] == code
     assert passed.exists() == (code == 0)
     for i, status in enumerate(statuses):
         assert (f"row {i} (run run{i}, seed {i}): {status}" in answer[1]) == (status != "finished")
+
+
+@pytest.mark.parametrize("text", ["", "row\n", "\x00\xff", "row,label\na,b\n"])
+def test_the_gate_refuses_what_is_no_list_of_runs(cli, tmp_path, text):
+    path, passed = tmp_path / "runs.csv", tmp_path / "gate.txt"
+    path.write_bytes(text.encode("latin-1"))
+    in_one_line(cli("gate", path, "--output", passed, config=()), "runs.csv")
+    assert not passed.exists()
 
 
 def python(code, *arguments, root):

@@ -101,12 +101,13 @@ def read_csv(path: Path, header: tuple[str, ...]) -> list[dict[str, str]]:
     try:
         with path.open(encoding="utf-8", newline="") as stream:
             reader = csv.DictReader(stream, strict=True)
+            columns = tuple(reader.fieldnames or ())
             lines = list(reader)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    if tuple(reader.fieldnames or ()) != header:
+    if columns != header:
         raise UserError(f"{path}: the first line must be {','.join(header)}")
     for number, line in enumerate(lines, start=2):
         if None in line or None in line.values():
