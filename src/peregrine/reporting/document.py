@@ -113,7 +113,11 @@ def document(project: Project, study: Study, collected: Collected, config: Path)
                 [named(key.replace("_", " ")), _value(value)]
                 for key, value in project.protocol.model_dump(mode="json").items()
             ],
-            "files": sorted(collected.record["files"].items()),
+            "files": [
+                item
+                for item in sorted(collected.record["files"].items())
+                if not item[0].startswith("figures/")  # drawn from the others
+            ],
         },
     }
 
