@@ -3,7 +3,8 @@
 Symptom this prevents: a run killed while it writes leaves half a file that a later step takes for
 a result. Cause: `open(path, "w")` truncates first. Protocol: write a temporary file in the same
 folder, fsync it, rename it over the old one, fsync the folder. After a kill there is the old file
-or the new one, and at worst a leftover `.tmp-*` that the next write of the same name replaces.
+or the new one, and at worst a leftover `.tmp-*`, which no reader looks at and which the next
+training of that folder removes.
 
 Tensor files carry a SHA-256 of their own contents in their header, JSON files one of their
 canonical form, and a folder of results names the sums of its files in its JSON record.

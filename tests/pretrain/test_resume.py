@@ -329,3 +329,12 @@ def test_moments_are_laid_out_like_their_weights(tiny_run, tiny_data, tmp_path):
             assert state[name].stride() == weight.stride()
         channels_last += not weight.is_contiguous()
     assert channels_last, "no weight puts the layout to the test"
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
+    """A temporary file carries its writer's process id, so no later write would replace it."""
+    (tmp_path / "resume").mkdir()
+    for place in (tmp_path, tmp_path / "resume"):
+        (place / ".tmp-1-last.safetensors").write_bytes(b"half")
+    with checkpoint.exclusive(tmp_path):
+        assert not list(tmp_path.rglob(".tmp-*"))

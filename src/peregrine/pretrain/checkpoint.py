@@ -65,6 +65,8 @@ def exclusive(folder: Path) -> Iterator[None]:
             ) from None
         except OSError as error:
             raise UserError(f"{lock} cannot be locked: {error.strerror or error}") from None
+        for leftover in [*folder.glob(".tmp-*"), *lock.parent.glob(".tmp-*")]:
+            leftover.unlink(missing_ok=True)  # of a killed process: nobody else writes here now
         yield
 
 
