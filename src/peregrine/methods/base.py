@@ -76,6 +76,9 @@ class Method(nn.Module, ABC):
     views = 2
     """How many views of an image the method takes."""
 
+    readings: tuple[str, ...] = ("corrected",)
+    """What `describe` can be asked for; 'released' where falcon.md, section 4, defines it."""
+
     def __init__(self, backbone: nn.Module, options, setting: Setting) -> None:
         super().__init__()
         self.backbone = backbone
@@ -94,5 +97,9 @@ class Method(nn.Module, ABC):
         """Called after each optimiser step: moving averages and queues."""
 
     @abstractmethod
-    def describe(self, images: Tensor) -> Description:
-        """Features, embeddings and scores of images [n, c, h, w]; the caller sets eval mode."""
+    def describe(self, images: Tensor, reading: str = "corrected") -> Description:
+        """Features, embeddings and scores of images [n, c, h, w]; the caller sets eval mode.
+
+        In the released reading, embeddings and scores are those that the released code of
+        FALCON draws its spectra from and takes the argmax of (falcon.md, section 4).
+        """

@@ -157,6 +157,8 @@ def unpack(bits: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 class Falcon(Method):
+    readings = ("corrected", "released")  # the same outputs in both
+
     def __init__(self, backbone: nn.Module, options: Options, setting: Setting) -> None:
         super().__init__(backbone, options, setting)
         self.head = FalconHead(backbone.features, options, setting)
@@ -166,7 +168,7 @@ class Falcon(Method):
         o = self.options
         return falcon_loss(first, second, beta=o.beta, prior=o.prior, symmetric=o.symmetric)
 
-    def describe(self, images: Tensor) -> Description:
+    def describe(self, images: Tensor, reading: str = "corrected") -> Description:
         features = self.backbone(images)
         h = self.head.embed(features)
         return Description(features, h, self.head.scores(h))

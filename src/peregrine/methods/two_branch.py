@@ -197,6 +197,6 @@ class TwoBranch(Method):
         if self.queue is not None and self._newest is not None:
             self.queue.push(self._newest)
 
-    def describe(self, images: Tensor) -> Description:
+    def describe(self, images: Tensor, reading: str = "corrected") -> Description:
         features = self.backbone(images)
         return Description(features, self.projector(features))
