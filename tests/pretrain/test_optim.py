@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from peregrine.config.models import OptimizerSpec
-from peregrine.pretrain.optim import Schedule, build_optimizer, effective_lr, set_lr
+from peregrine.pretrain.optim import Schedule, build_optimizer, effective_lr, set_rates
 
 
 def test_linear_scaling_rule():
@@ -39,7 +39,7 @@ def test_one_step_by_hand(name):
     spec = OptimizerSpec(name=name, weight_decay=0.5, momentum=0.9)
     optimizer = build_optimizer(spec, [weight, frozen], lr=123.0)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 1
-    set_lr(optimizer, 0.1)
+    set_rates(optimizer, 0.1)
     for _ in range(2):
         weight.grad = torch.tensor([1.0, 0.5])
         optimizer.step()

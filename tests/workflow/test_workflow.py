@@ -193,6 +193,45 @@ def test_the_linter_has_nothing_to_say(finished):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+# Instead of the trainer: notes that it began and ended, and fails, so that nothing follows.
+STUB = """\
+#!/bin/sh
+case "$*" in
+  *"peregrine prepare"*) mkdir -p results/data
+    echo data > results/data/digits.safetensors; echo data > results/data/digits.json ;;
+  *"peregrine pretrain"*) echo + >> running; sleep 0.7; echo - >> running; exit 1 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("visible", "per_gpu", "options", "expected"),
+    [
+        ("0,1", "", (), 2),
+        ("3", "2", (), 2),
+        ("0,1", "", ("--resources", "gpu=1"), 1),
+        ("", "", (), 5),  # no GPU: all 5 runs on 8 cores
+    ],
+)
+def test_trainings_at_once(visible, per_gpu, options, expected, tmp_path):
+    folder = checkout(tmp_path / "checkout")
+    stub = tmp_path / "bin" / "python"
+    stub.parent.mkdir()
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    surroundings = environment() | {
+        "PATH": f"{stub.parent}{os.pathsep}{environment()['PATH']}",
+        "CUDA_VISIBLE_DEVICES": visible,
+        "PEREGRINE_JOBS_PER_GPU": per_gpu,
+    }
+    command = [sys.executable, "-m", "snakemake", "--cores", "8", "--until", "pretrain", *options]
+    done = subprocess.run(command, cwd=folder, env=surroundings, capture_output=True, text=True)
+    lines = (folder / "running").read_text().split()
+    assert lines.count("+") == 5, done.stderr[-3000:]
+    running = [lines[: end + 1].count("+") - lines[:end].count("-") for end in range(len(lines))]
+    assert max(running) == expected
+
+
 VOLATILE = {"manifest.json", "timing.csv"}
 
 

@@ -9,11 +9,12 @@ sys.path.insert(0, str(Path("src").resolve()))
 from peregrine.config.fingerprint import fingerprint
 from peregrine.config.identity import digest
 from peregrine.config.load import load
-from peregrine.config.machine import visible_gpus
+from peregrine.config.machine import jobs_per_gpu, visible_gpus
 from peregrine.errors import UserError
 
 try:
     PROJECT = load(Path("config"), scale=config["scale"])
+    GPU_PLACES = len(visible_gpus()) * jobs_per_gpu()
 except UserError as error:
     raise WorkflowError(str(error))
 
@@ -96,5 +97,16 @@ def results_of_study(wildcards):
 
 
 # A job asks for a GPU only where there is one; else a laptop would train one run at a time.
-GPU = min(visible_gpus(), 1)
+GPU = min(GPU_PLACES, 1)
+
+
+# Snakemake takes a resource that nobody limits for endless: all cores would train on one card.
+# Scope local: the limit is this machine's, jobs that go to a cluster are not held against it.
+resource_scopes:
+    gpu="local",
+
+
+if GPU and "gpu" not in workflow.global_resources:  # --resources gpu=N wins
+    workflow.register_resource("gpu", GPU_PLACES)
+
 EVALUATIONS = ("linear", "knn", "clustering")

@@ -29,7 +29,9 @@ def canonical(run: Run) -> str:
 
 
 def run_id(run: Run) -> str:
-    """`{dataset}-{net}{width}-{method}-{hash}`, the run's folder under results/runs."""
+    """`{dataset}-{net}-{method}-{hash}`, the run's folder under results/runs."""
     digest = hashlib.sha256(canonical(run).encode()).hexdigest()[:10]
-    net = f"{run.backbone.name}x{run.backbone.width}"
+    net = run.backbone.name
+    if net == "resnet8":  # the only one that comes in widths
+        net += f"x{run.backbone.width}"
     return f"{run.dataset.name}-{net}-{run.method['name'].replace('_', '-')}-{digest}"

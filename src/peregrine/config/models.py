@@ -83,15 +83,41 @@ class ViewSpec(Model):
 
 
 class BackboneSpec(Model):
-    name: Literal["resnet8"] = "resnet8"
-    width: int = Field(128, ge=1, description="Features F of the last layer.")
+    name: Literal["resnet8", "resnet18", "resnet50"] = "resnet8"
+    width: int = Field(128, ge=1, description="Features F of the last layer; resnet8 only.")
+    stem: Literal["cifar", "imagenet"] = Field(
+        "cifar", description="3x3 stride 1 without pooling, or 7x7 stride 2 with; not resnet8."
+    )
+    stem_padding: Literal[1, 2] = Field(
+        1, description="Of the CIFAR stem; 2 as in the released code: maps 34, 17, 9, 5 at 32 px."
+    )
+
+    @model_validator(mode="after")
+    def _of_this_net(self) -> "BackboneSpec":
+        foreign = {"stem", "stem_padding"} if self.name == "resnet8" else {"width"}
+        for key in sorted(foreign):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is no option of {self.name}; remove it")
+        if self.stem == "imagenet" and self.stem_padding != 1:
+            raise ValueError("stem_padding is the CIFAR stem's; remove it or set stem: cifar")
+        return self
 
 
 class OptimizerSpec(Model):
-    name: Literal["adam", "sgd"] = "adam"
+    name: Literal["adam", "adamw", "sgd", "lars"] = "adam"
     lr: float = Field(1e-3, gt=0, description="At batch 256; the effective rate is lr * batch/256.")
-    weight_decay: Strength = Field(1e-4, description="L2 term, as torch's Adam and SGD apply it.")
-    momentum: Probability = Field(0.9, description="SGD only.")
+    weight_decay: Strength = Field(
+        1e-4, description="In the gradient for adam, sgd and lars, decoupled from it for adamw."
+    )
+    weight_decay_end: Strength | None = Field(
+        None, description="The decay goes there along a cosine, per step; none: it is constant."
+    )
+    exclude_bias_and_norm: bool = Field(
+        False, description="Parameters of one dimension get no decay, and no adaptation by LARS."
+    )
+    momentum: Probability = Field(0.9, description="SGD and LARS only.")
+    eta: float = Field(0.02, gt=0, description="Trust coefficient, LARS only.")
+    clip: bool = Field(False, description="No layer's rate is above lr, LARS only.")
     warmup_epochs: float = Field(10, ge=0, description="Linear, per step.")
     warmup_start: float = Field(3e-5, ge=0, description="Learning rate of the first step.")
 
@@ -102,6 +128,16 @@ class ProbeSpec(Model):
     lr: float = Field(0.1, gt=0, description="Adam, at batch 256, same schedule as the method.")
 
 
+class AccumulateSpec(Model):
+    """One optimiser step from several micro-batches; see peregrine.pretrain.accumulate."""
+
+    steps: int = Field(1, ge=1, description="Micro-batches a step.")
+    mode: Literal["plain", "cached"] = Field(
+        "plain",
+        description="plain: the mean of the micro-batches' losses; cached: one loss of the batch.",
+    )
+
+
 class Run(Model):
     """One resolved pretraining configuration without its seed."""
 
@@ -109,7 +145,8 @@ class Run(Model):
     backbone: BackboneSpec = BackboneSpec()
     method: dict[str, Any] = Field(description="`name` of the registry and that method's options.")
     views: tuple[ViewSpec, ...] = Field(min_length=1)
-    batch_size: int = Field(256, ge=2)
+    batch_size: int = Field(256, ge=2, description="Images an optimiser step.")
+    accumulate: AccumulateSpec = AccumulateSpec()
     epochs: int = Field(100, ge=0, le=10**6, description="0 keeps the untrained net.")
     precision: Literal["float32", "bfloat16"] = "float32"
     optimizer: OptimizerSpec = OptimizerSpec()
@@ -118,6 +155,22 @@ class Run(Model):
     collapse_floor: Strength = Field(
         0.01, description="Smallest feature sd (1 = isotropic) that does not count as collapse."
     )
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "Run":
+        steps = self.accumulate.steps
+        if self.batch_size % steps or self.batch_size < 2 * steps:
+            raise ValueError(
+                f"accumulate.steps: {steps} must cut batch_size {self.batch_size} into equal parts"
+                " of at least 2 images"
+            )
+        return self
+
+    @property
+    def loss_batch(self) -> int:
+        """Images over which the loss is taken: the micro-batch where losses are accumulated."""
+        plain = self.accumulate.mode == "plain"
+        return self.batch_size // (self.accumulate.steps if plain else 1)
 
 
 class Column(Model):

@@ -15,6 +15,7 @@ from peregrine.files import read_tensors, sha256, write_tensors
 from peregrine.frozen import FEATURES, data_of, read_outcome, weights_of
 from peregrine.methods.base import Method
 from peregrine.methods.build import build_method, load_state
+from peregrine.pretrain.device import set_precision
 from peregrine.streams import generator
 
 BATCH = 512
@@ -74,6 +75,7 @@ def extract(folder: Path, data: Prepared, device: torch.device, embedding_sample
     if outcome["status"] == "nan":
         write_tensors(path, {}, **facts)
         return path
+    set_precision(device, "float32")
     method = load_method(run, outcome, folder, data).to(device)
     arrays: dict[str, np.ndarray] = {}
     for split in ("train", "test"):

@@ -16,6 +16,7 @@ class Setting:
     """What a method may know of its run besides its options."""
 
     batch_size: int
+    """Images over which a loss is taken, n of FALCON's tau; see Run.loss_batch."""
     train_images: int
     seed: int
 
@@ -28,10 +29,13 @@ class Progress:
     epoch: int
     step: int
     total_steps: int
+    micro: int = 0
+    """Which micro-batch of the step, where gradients are accumulated over several losses."""
 
     def generator(self, device: torch.device) -> torch.Generator:
-        """The `method` stream of this step."""
-        return generator(self.seed, "method", self.epoch, self.step, device)
+        """The `method` stream of this step and micro-batch."""
+        stream = f"method/{self.micro}" if self.micro else "method"
+        return generator(self.seed, stream, self.epoch, self.step, device)
 
 
 @dataclass
@@ -71,7 +75,13 @@ def features_of(backbone: nn.Module, images: list[Tensor]) -> list[Tensor]:
 
 
 class Method(nn.Module, ABC):
-    """Base of all methods. A subclass stands beside a class `Options` of its own."""
+    """Base of all methods. A subclass stands beside a class `Options` of its own.
+
+    Gradient accumulation asks two things of it. `losses` may be called several times between two
+    `after_step`: what a queue takes is collected there and pushed in after_step, all of it. And
+    the backbone may be asked for the same images twice, first without gradient, so `encode` and
+    `online` change nothing but batch statistics, and `losses` does not call the backbone.
+    """
 
     views = 2
     """How many views of an image the method takes."""
@@ -85,13 +95,17 @@ class Method(nn.Module, ABC):
         self.options = options
         self.setting = setting
 
+    def online(self, views: Views) -> list[Tensor]:
+        """The trained encoder's features of every view, in the order of by_role."""
+        return features_of(self.backbone, by_role(views))
+
     def encode(self, views: Views) -> Encoded:
-        """Backbone features of every view, in the order of by_role."""
-        return Encoded(online=features_of(self.backbone, by_role(views)), target=[])
+        """`online`, and what the method's target encoder makes of the views, if it has one."""
+        return Encoded(online=self.online(views), target=[])
 
     @abstractmethod
     def losses(self, encoded: Encoded, progress: Progress) -> dict[str, Tensor]:
-        """Loss terms of the whole batch, scalars by name; their sum is minimised."""
+        """Loss terms of the batch `encoded`, scalars by name; their sum is minimised."""
 
     def after_step(self, progress: Progress) -> None:
         """Called after each optimiser step: moving averages and queues."""

@@ -21,7 +21,7 @@ def build_method(run: Run, seed: int, *, channels: int, train_images: int) -> Me
         UserError: the run makes another number of views than the method takes.
     """
     options = {key: value for key, value in run.method.items() if key != "name"}
-    setting = Setting(batch_size=run.batch_size, train_images=train_images, seed=seed)
+    setting = Setting(batch_size=run.loss_batch, train_images=train_images, seed=seed)
     with seeded_init(seed, "init/backbone"):
         backbone = build_backbone(run.backbone, channels)
     with seeded_init(seed, "init/method"):

@@ -134,7 +134,7 @@ class TwoBranch(Method):
             self.target.requires_grad_(False)
         uses_queue = o.operator == "nn"
         self.queue = FeatureQueue(o.queue, o.embedding, setting.seed) if uses_queue else None
-        self._newest: Tensor | None = None
+        self._newest: list[Tensor] = []
 
     def encode(self, views: Views) -> Encoded:
         encoded = super().encode(views)
@@ -150,7 +150,7 @@ class TwoBranch(Method):
                 targets = [self.target[1](features) for features in encoded.target]
         else:
             targets = [each.detach() for each in z] if self.options.detach_target else z
-        self._newest = targets[0].detach()
+        self._newest.append(targets[0].detach())
         o = self.options
         if o.criterion == "nt_xent":
             value = nt_xent(z[0].float(), z[1].float(), temperature=o.temperature)
@@ -194,8 +194,9 @@ class TwoBranch(Method):
             online = [*self.backbone.parameters(), *self.projector.parameters()]
             for slow, fast in zip(self.target.parameters(), online, strict=True):
                 slow.lerp_(fast, 1 - momentum)
-        if self.queue is not None and self._newest is not None:
-            self.queue.push(self._newest)
+        if self.queue is not None and self._newest:
+            self.queue.push(torch.cat(self._newest))
+        self._newest = []
 
     def describe(self, images: Tensor, reading: str = "corrected") -> Description:
         features = self.backbone(images)

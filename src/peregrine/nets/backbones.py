@@ -60,7 +60,28 @@ class ResNet8(nn.Module):
         return F.leaky_relu(self.blocks(x), SLOPE).mean(dim=(2, 3))
 
 
+def resnet(spec: BackboneSpec, channels: int) -> nn.Module:
+    """torchvision's ResNet-18 or -50 without its classifier: F = 512 or 2048.
+
+    The CIFAR stem is one 3x3 convolution of stride 1 and no max-pool. Of the code bases that the
+    released code descends from it has the padding (2) and the initialisation: torch's default for
+    a convolution, where torchvision draws the others from He's normal distribution.
+    """
+    from torchvision.models import resnet as resnets  # here: the import takes a second
+
+    net = getattr(resnets, spec.name)(weights=None)
+    net.features = net.fc.in_features
+    net.fc = nn.Identity()
+    if spec.stem == "cifar":
+        net.conv1 = nn.Conv2d(channels, 64, 3, padding=spec.stem_padding, bias=False)
+        net.maxpool = nn.Identity()
+    elif channels != net.conv1.in_channels:
+        net.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+    return net
+
+
 def build_backbone(spec: BackboneSpec, channels: int) -> nn.Module:
     """The backbone of a run, with an attribute `features` = F; weights from the current RNG."""
-    nets = {"resnet8": ResNet8}
-    return nets[spec.name](channels, spec.width).to(memory_format=torch.channels_last)
+    net = ResNet8(channels, spec.width) if spec.name == "resnet8" else resnet(spec, channels)
+    return net.to(memory_format=torch.channels_last)

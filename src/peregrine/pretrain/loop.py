@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,10 +31,11 @@ from peregrine.files import sha256, write_csv, write_json, write_tensors, write_
 from peregrine.methods.base import Progress
 from peregrine.methods.build import build_method, split_state
 from peregrine.pretrain import checkpoint
+from peregrine.pretrain.accumulate import accumulate
 from peregrine.pretrain.checkpoint import Position
-from peregrine.pretrain.device import autocast, circumstances
+from peregrine.pretrain.device import autocast, circumstances, set_precision
 from peregrine.pretrain.monitor import monitors
-from peregrine.pretrain.optim import Schedule, build_optimizer, effective_lr, set_lr
+from peregrine.pretrain.optim import Schedule, build_optimizer, decay_at, effective_lr, set_rates
 from peregrine.streams import generator, seeded_init
 
 MONITOR_IMAGES = 256
@@ -103,30 +105,28 @@ class Trainer:
 
     def step(self, rows: Tensor, now: Progress, index: int) -> dict[str, Tensor]:
         """One optimiser step on the images `rows`; detached loss terms and probe hit rate."""
-        set_lr(self.optimizer, self.schedule.at(now.step))
-        set_lr(self.probe_optimizer, self.probe_schedule.at(now.step))
+        spec = self.run.optimizer
+        set_rates(
+            self.optimizer, self.schedule.at(now.step), decay_at(spec, now.step, now.total_steps)
+        )
+        set_rates(self.probe_optimizer, self.probe_schedule.at(now.step))
         # On the host: parameters are drawn there, the same ones for every device.
         draws = generator(self.seed, "views", now.epoch, index)
         views = make_views(self.images[rows], self.run.views, draws, mean=self.mean, std=self.sd)
-        with autocast(self.device, self.run.precision):
-            encoded = self.method.encode(views)
-            terms = self.method.losses(encoded, now)
-        loss = torch.stack(list(terms.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        precision = partial(autocast, self.device, self.run.precision)
+        terms, online = accumulate(self.method, views, now, self.run.accumulate, precision)
         self.optimizer.step()
         self.method.after_step(now)
 
-        features = torch.cat([each.detach().float() for each in encoded.online])
-        labels = self.labels[rows].repeat(len(encoded.online))
+        features = torch.cat([each.float() for each in online])
+        labels = self.labels[rows].repeat(len(online))
         logits = self.probe(features)
         self.probe_optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(logits, labels).backward()
         self.probe_optimizer.step()
-
         hits = (logits.argmax(dim=1) == labels).double().mean()
-        detached = {name: value.detach() for name, value in terms.items()}
-        return {"loss": loss.detach(), **detached, "probe_accuracy": hits}
+        return {**terms, "probe_accuracy": hits}
 
     @torch.no_grad()
     def calibrate(self) -> None:
@@ -179,6 +179,7 @@ def pretrain(
     start = Position(run_id(run), seed, code, dict(data.sums))
     with checkpoint.exclusive(folder), _stop_requests() as stop:
         attempts = checkpoint.count_attempt(folder)
+        set_precision(device, run.precision)
         trainer = Trainer(run, seed, data, device)
         at = checkpoint.restore(folder, start, trainer.modules(), trainer.optimizers())
         print(

@@ -32,18 +32,45 @@ class Schedule:
         return self.base * 0.5 * (1 + math.cos(math.pi * (step - self.warmup_steps) / rest))
 
 
+def decay_at(spec: OptimizerSpec, step: int, total_steps: int) -> float:
+    """Weight decay of a step: constant, or along a cosine to `weight_decay_end` (DINO)."""
+    if spec.weight_decay_end is None:
+        return spec.weight_decay
+    left = 0.5 * (1 + math.cos(math.pi * step / max(total_steps, 1)))
+    return spec.weight_decay_end + (spec.weight_decay - spec.weight_decay_end) * left
+
+
 def build_optimizer(
     spec: OptimizerSpec, parameters: Iterable[nn.Parameter], lr: float
 ) -> torch.optim.Optimizer:
-    """Optimiser at effective rate `lr`; parameters without gradient are left out."""
+    """Optimiser at effective rate `lr`; parameters without gradient are left out.
+
+    LARS multiplies each tensor's rate by eta |w| / (|g| + decay |w|), 1 where a norm is 0, and
+    `clip` keeps the product at or below lr (LARC); settings in falcon.md, section 3. Excluded
+    parameters, those of one dimension, are neither decayed nor adapted: plain SGD.
+    """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
+    groups: list[dict] = [{"params": trained, "weight_decay": spec.weight_decay}]
+    if spec.exclude_bias_and_norm:
+        flat = [parameter for parameter in trained if parameter.ndim <= 1]
+        groups[0]["params"] = [parameter for parameter in trained if parameter.ndim > 1]
+        groups.append({"params": flat, "weight_decay": 0.0, "excluded": True})
     if spec.name == "adam":
-        return torch.optim.Adam(trained, lr=lr, weight_decay=spec.weight_decay, fused=True)
-    return torch.optim.SGD(
-        trained, lr=lr, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=True
-    )
+        return torch.optim.Adam(groups, lr=lr, fused=True)
+    if spec.name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, fused=True)
+    if spec.name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=spec.momentum, fused=True)
+    from timm.optim.lars import Lars  # here: the import takes a second
+
+    # timm adapts where there is weight decay; always_adapt says so for a decay of 0 too.
+    groups[0]["always_adapt"] = True
+    return Lars(groups, lr=lr, momentum=spec.momentum, trust_coeff=spec.eta, trust_clip=spec.clip)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_rates(optimizer: torch.optim.Optimizer, lr: float, decay: float | None = None) -> None:
+    """The rate of all parameters, and the weight decay of those that are not excluded."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+        if decay is not None and not group.get("excluded"):
+            group["weight_decay"] = decay
