@@ -112,6 +112,98 @@ def test_resnet8_treats_every_image_on_its_own():
     torch.testing.assert_close(net(x)[2:3], net(x[2:3]), rtol=0, atol=1e-12)
 
 
+# ResNet-18 and -50 -------------------------------------------------------------------------------
+
+
+def convolutions(name):
+    """(stage, inputs, outputs, kernel) of every convolution but the stem: He et al. 2016, table 1,
+    with a 1x1 shortcut where a stage changes the width."""
+    blocks, wide = ((2, 2, 2, 2), 1) if name == "resnet18" else ((3, 4, 6, 3), 4)
+    inputs = 64
+    for stage, count in enumerate(blocks):
+        inner = 64 * 2**stage
+        for block in range(count):
+            if wide == 1:
+                yield from ((stage, inputs, inner, 3), (stage, inner, inner, 3))
+            else:
+                yield from ((stage, inputs, inner, 1), (stage, inner, inner, 3))
+                yield (stage, inner, inner * wide, 1)
+            if block == 0 and inputs != inner * wide:
+                yield (stage, inputs, inner * wide, 1)
+            inputs = inner * wide
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "features"),
+    [("resnet18", 11_689_512, 512), ("resnet50", 25_557_032, 2048)],
+)
+def test_resnet_parameters(name, published, features):
+    """The whole count is the one that torchvision's documentation prints for 1,000 classes."""
+    body = sum(i * o * k * k + 2 * o for _, i, o, k in convolutions(name))
+    assert body + 3 * 49 * 64 + 2 * 64 + 1000 * (features + 1) == published
+    for stem, channels, kernel in (("cifar", 3, 9), ("cifar", 1, 9), ("imagenet", 3, 49)):
+        net = build_backbone(BackboneSpec(name=name, stem=stem), channels)
+        expected = body + channels * kernel * 64 + 2 * 64
+        assert sum(p.numel() for p in net.parameters()) == expected
+        assert net.features == features
+    assert build_backbone(BackboneSpec(name=name, stem="imagenet"), 1).conv1.in_channels == 1
+
+
+def maps(net, image):
+    """Side of the output of each stage, and multiplications of all convolutions for one image."""
+    sides, products, hooks = [], 0, []
+
+    def count(module, _, out):
+        nonlocal products
+        products += module.weight.numel() * out.shape[2] * out.shape[3]
+
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            hooks.append(module.register_forward_hook(count))
+    for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
+        hooks.append(stage.register_forward_hook(lambda _, __, out: sides.append(out.shape[2])))
+    features = net(image)
+    for hook in hooks:
+        hook.remove()
+    return features, sides, products
+
+
+@pytest.mark.parametrize(
+    ("spec", "size", "sides"),
+    [
+        ({}, 32, [32, 16, 8, 4]),
+        # 32 + 2 * 2 - 2 = 34, then each stage ceil(side / 2).
+        ({"stem_padding": 2}, 32, [34, 17, 9, 5]),
+        # (64 + 6 - 7) // 2 + 1 = 32, pooled to 16.
+        ({"stem": "imagenet"}, 64, [16, 8, 4, 2]),
+    ],
+)
+@pytest.mark.parametrize(("name", "features"), [("resnet18", 512), ("resnet50", 2048)])
+def test_resnet_maps(name, features, spec, size, sides):
+    net = build_backbone(BackboneSpec(name=name, **spec), 3).eval()
+    out, seen, _ = maps(net, torch.randn(2, 3, size, size))
+    assert out.shape == (2, features)
+    assert seen == sides
+    assert (out >= 0).all()  # the mean over pixels of what left a ReLU
+
+
+def test_the_released_padding_costs_27_percent():
+    """Multiplications: parameters of the 3x3 and 1x1 kernels of a stage times its pixels."""
+    stages = [0] * 4
+    for stage, inputs, outputs, kernel in convolutions("resnet18"):
+        stages[stage] += inputs * outputs * kernel**2
+    assert stages == [147_456, 524_288, 2_097_152, 8_388_608]
+    expected = {}
+    for padding, sides in ((1, (32, 16, 8, 4)), (2, (34, 17, 9, 5))):
+        body = sum(each * side**2 for each, side in zip(stages, sides, strict=True))
+        expected[padding] = 27 * 64 * sides[0] ** 2 + body
+    assert expected == {1: 555_417_600, 2: 703_560_448}
+    for padding, products in expected.items():
+        net = build_backbone(BackboneSpec(name="resnet18", stem_padding=padding), 3).eval()
+        assert maps(net, torch.randn(1, 3, 32, 32))[2] == products
+    assert expected[2] / expected[1] == pytest.approx(1.27, abs=0.005)
+
+
 # Heads -------------------------------------------------------------------------------------------
 
 

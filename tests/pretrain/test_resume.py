@@ -90,12 +90,15 @@ def terminate():
         ("falcon", "sgd", "float32"),
         ("two_branch", "adam", "float32"),
         ("two_branch", "sgd", "bfloat16"),
+        ("two_branch", "adamw", "float32"),
+        ("falcon", "lars", "float32"),
     ],
 )
 def test_stopped_mid_epoch_and_at_its_end(
     method, optimizer, precision, tiny_run, tiny_data, undisturbed, after_step, tmp_path
 ):
-    run = tiny_run(method, optimizer={"name": optimizer}, precision=precision)
+    groups = {"exclude_bias_and_norm": optimizer in ("adamw", "lars")}
+    run = tiny_run(method, optimizer={"name": optimizer, **groups}, precision=precision)
     expected = undisturbed(run)
     folder = tmp_path / "stopped"
     stops = ((STEPS + 2, (1, 2)), (2, (2, 0)), (1, (2, 1)), (STEPS - 1 + STEPS, (4, 0)))

@@ -6,7 +6,6 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import metadata
 from pathlib import Path
@@ -130,7 +129,7 @@ def set_precision(device: torch.device, precision: str) -> None:
         torch.backends.cuda.matmul.allow_tf32 = precision != "float32"
     if precision == "bfloat16" and not native_bfloat16(device):
         print(
-            f"{device.type} has no bfloat16 arithmetic of its own: it is emulated, correct but slow",
+            f"{device.type} has no bfloat16 arithmetic of its own; it is emulated: correct, but slow",
             flush=True,
         )
 

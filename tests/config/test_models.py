@@ -1,0 +1,55 @@
+"""Combinations of values that a run refuses, in one line that names the key."""
+
+import pytest
+
+from peregrine.config.identity import run_id
+from peregrine.config.load import build_run
+from peregrine.errors import UserError
+
+BASE = {"dataset": {"name": "digits"}, "views": [{"count": 2}], "method": {"name": "falcon"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"backbone": {"name": "resnet18", "width": 64}}, "backbone: width is no option of resnet"),
+        ({"backbone": {"stem": "imagenet"}}, "backbone: stem is no option of resnet8; remove it"),
+        ({"backbone": {"stem_padding": 2}}, "stem_padding is no option of resnet8"),
+        (
+            {"backbone": {"name": "resnet50", "stem": "imagenet", "stem_padding": 2}},
+            "stem_padding is the CIFAR stem's",
+        ),
+        ({"batch_size": 64, "accumulate": {"steps": 3}}, "3 must cut batch_size 64 into equal"),
+        ({"batch_size": 4, "accumulate": {"steps": 4}}, "parts of at least 2 images"),
+        ({"accumulate": {"steps": 0}}, "accumulate.steps"),
+        ({"optimizer": {"eta": 0}}, "optimizer.eta"),
+    ],
+)
+def test_refused(fields, message):
+    with pytest.raises(UserError, match=message) as error:
+        build_run([BASE, fields], "a run")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "slug"),
+    [
+        ({}, "digits-resnet8x128-falcon"),
+        ({"width": 16}, "digits-resnet8x16-falcon"),
+        ({"name": "resnet18"}, "digits-resnet18-falcon"),
+        ({"name": "resnet50", "stem": "imagenet"}, "digits-resnet50-falcon"),
+    ],
+)
+def test_only_resnet8_has_its_width_in_the_id(backbone, slug):
+    assert run_id(build_run([BASE, {"backbone": backbone}], "x")).rpartition("-")[0] == slug
+
+
+def test_the_batch_of_a_loss():
+    """64 images in 4 parts: 16 where every part has a loss of its own, 64 where all have one."""
+    for accumulate, expected in (
+        ({}, 64),
+        ({"steps": 4}, 16),
+        ({"steps": 4, "mode": "cached"}, 64),
+    ):
+        run = build_run([BASE, {"batch_size": 64, "accumulate": accumulate}], "x")
+        assert run.loss_batch == expected
