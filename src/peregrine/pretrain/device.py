@@ -6,7 +6,7 @@ import platform
 import sys
 import tempfile
 import time
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import TextIO
@@ -96,20 +96,25 @@ def _lock_folder() -> Path:
     job = os.environ.get("SLURM_JOB_ID", "")
     name = f"peregrine-gpu-{os.getuid()}" + (f"-slurm-{job}" if job else "")
     folder = Path(tempfile.gettempdir()) / name
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made ({error.strerror}); set TMPDIR") from None
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
         raise UserError(f"{folder} belongs to another user; remove it or set TMPDIR")
     return folder
 
 
 def _try(path: Path) -> TextIO | None:
-    stream = path.open("a")
+    """The open file when it could be locked; None where another process holds it."""
     try:
+        stream = path.open("a")
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         stream.close()
         return None
+    except OSError as error:
+        raise UserError(f"{path} cannot be locked: {error.strerror}; set TMPDIR") from None
     return stream
 
 
@@ -128,10 +133,7 @@ def set_precision(device: torch.device, precision: str) -> None:
         torch.backends.cudnn.allow_tf32 = precision != "float32"
         torch.backends.cuda.matmul.allow_tf32 = precision != "float32"
     if precision == "bfloat16" and not native_bfloat16(device):
-        print(
-            f"{device.type} has no bfloat16 arithmetic of its own; it is emulated: correct, but slow",
-            flush=True,
-        )
+        print(f"this {device.type} emulates bfloat16, which is slow; float32 is another run", flush=True)
 
 
 def native_bfloat16(device: torch.device) -> bool:
