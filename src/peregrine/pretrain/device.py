@@ -133,7 +133,10 @@ def set_precision(device: torch.device, precision: str) -> None:
         torch.backends.cudnn.allow_tf32 = precision != "float32"
         torch.backends.cuda.matmul.allow_tf32 = precision != "float32"
     if precision == "bfloat16" and not native_bfloat16(device):
-        print(f"this {device.type} emulates bfloat16, which is slow; float32 is another run", flush=True)
+        print(
+            f"this {device.type} emulates bfloat16, which is slow; float32 is another run",
+            flush=True,
+        )
 
 
 def native_bfloat16(device: torch.device) -> bool:
