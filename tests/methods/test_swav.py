@@ -175,6 +175,19 @@ def test_the_queue_holds_the_newest_first_and_is_used_once_it_is_full():
     assert float(loss.detach()) == pytest.approx(derived(late, features(1))[0], rel=1e-5)
 
 
+def test_all_micro_batches_of_a_step_enter_the_queue():
+    method, stored = make(), []
+    for part in range(2):
+        given = features(part)
+        lose(method, given, at(0, 0))
+        stored.append(np.stack([unit(projected(method.projector, each)[1]) for each in given]))
+    method.after_step(at(0, 0))
+    assert abs(method.queue.numpy() - np.concatenate(stored, axis=1)).max() < 1e-5
+    lose(method, features(2), at(0, 1))
+    method.after_step(at(0, 1))
+    assert abs(method.queue[:, N:].numpy() - stored[0]).max() < 1e-5
+
+
 def test_a_queue_shorter_than_the_batch_keeps_the_first_of_it_and_none_is_possible():
     for length in (0, 3):
         method = make(queue=length, queue_epoch=0)

@@ -114,16 +114,13 @@ class Dino(Method):
         self.teacher = nn.ModuleList([copy.deepcopy(backbone), copy.deepcopy(self.head)])
         self.teacher.requires_grad_(False)
         self.register_buffer("centre", torch.zeros(options.codes))
-        self._batch_centre: Tensor | None = None
+        self._newest: list[Tensor] = []
 
     def encode(self, views: Views) -> Encoded:
-        images = by_role(views)
-        whole, local = images[:GLOBAL_VIEWS], images[GLOBAL_VIEWS:]
-        online = features_of(self.backbone, whole)
-        if local:
-            online += features_of(self.backbone, local)
+        encoded = super().encode(views)
         with torch.no_grad():
-            return Encoded(online, features_of(self.teacher[0], whole))
+            encoded.target = features_of(self.teacher[0], by_role(views)[:GLOBAL_VIEWS])
+        return encoded
 
     def losses(self, encoded: Encoded, progress: Progress) -> dict[str, Tensor]:
         o = self.options
@@ -133,7 +130,7 @@ class Dino(Method):
         with torch.no_grad():
             head = self.teacher[1]
             teacher = [head.scores(head.embed(z)) for z in encoded.target]
-            self._batch_centre = torch.cat(teacher).mean(dim=0)
+        self._newest += teacher
         loss = dino_loss(
             student,
             teacher,
@@ -162,7 +159,8 @@ class Dino(Method):
         student = [*self.backbone.parameters(), *self.head.parameters()]
         for slow, fast in zip(self.teacher.parameters(), student, strict=True):
             slow.lerp_(fast, 1 - momentum)
-        self.centre.lerp_(self._batch_centre, 1 - o.centre_momentum)
+        self.centre.lerp_(torch.cat(self._newest).mean(dim=0), 1 - o.centre_momentum)
+        self._newest = []
 
     def describe(self, images: Tensor, reading: str = "corrected") -> Description:
         """Of the network that `evaluate` names; scores are not centred."""

@@ -86,7 +86,7 @@ class SwAV(Method):
         start = nn.Linear(o.embedding, o.codes, bias=False).weight.detach()
         self.prototypes = nn.Parameter(F.normalize(start, dim=1))
         self.register_buffer("queue", torch.zeros(GLOBAL_VIEWS, o.queue, o.embedding))
-        self._newest: Tensor | None = None
+        self._newest: list[Tensor] = []
 
     def embed(self, features: Tensor) -> Tensor:
         return F.normalize(self.projector(features).float(), dim=1)
@@ -98,8 +98,8 @@ class SwAV(Method):
         frozen = progress.epoch < o.frozen_epochs
         prototypes = self.prototypes.detach() if frozen else self.prototypes
         scores = [_scores(each, prototypes) for each in z]
-        self._newest = torch.stack(z[:GLOBAL_VIEWS]).detach()
-        full = progress.step * len(z[0]) >= o.queue  # one batch is stored each step
+        self._newest.append(torch.stack(z[:GLOBAL_VIEWS]).detach())
+        full = progress.step * len(z[0]) >= o.queue  # each step has stored as many, or more
         queue = self.queue if full and progress.epoch >= o.queue_epoch else self.queue[:, :0]
         with torch.no_grad():
             assignments = [
@@ -116,7 +116,9 @@ class SwAV(Method):
     def after_step(self, progress: Progress) -> None:
         if progress.epoch >= self.options.frozen_epochs:
             self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
-        self.queue.copy_(torch.cat([self._newest, self.queue], dim=1)[:, : self.options.queue])
+        stored = torch.cat([*self._newest, self.queue], dim=1)
+        self.queue.copy_(stored[:, : self.options.queue])
+        self._newest = []
 
     def describe(self, images: Tensor, reading: str = "corrected") -> Description:
         """Released: the scores are the embedding itself, not those of the prototypes."""
