@@ -81,6 +81,9 @@ CLAIMS = [
         _test("below", ["untrained"], threshold=0.6),
     ]},
     {"id": "A4", "statement": "Nobody knows.", "not_run": "there is no row for it"},
+    {"id": "A5", "statement": "One of them is bad.", "tests": [
+        _test("below", ["untrained", "c16"], threshold=0.6, any_row=True),
+    ]},
 ]  # fmt: skip
 COLUMNS = [
     {"metric": "linear/accuracy", "label": "linear", "published": "acc", "percent": True,

@@ -235,6 +235,35 @@ def test_verdicts_combine(series, verdict):
     assert found(tests, values)["verdict"] == f"{verdict} @demo"
 
 
+@pytest.mark.parametrize(
+    ("series", "verdict"),
+    [
+        ((HIGH, LOW), "supported"),
+        ((HIGH, WIDE), "supported"),
+        ((WIDE, LOW), "undecided"),
+        ((LOW, LOW), "contradicted"),
+        ((LOW, [None] * 3), "undecided"),
+        ((HIGH, [None] * 3), "supported"),
+        (([None] * 3, [None] * 3), "not run"),
+    ],
+)
+def test_one_row_may_be_enough(series, verdict):
+    values = {"a": {"m": series[0]}, "b": {"m": series[1]}}
+    tests = [asked("above", "ab", threshold=0.3, any_row=True)]
+    assert found(tests, values)["verdict"] == f"{verdict} @demo"
+    # Beside another test it counts once.
+    beside = [asked("above", "c", threshold=0.3), *tests, asked("above", "c", threshold=0.2)]
+    combined = {"contradicted": "mixed", "not run": "undecided"}.get(verdict, verdict)
+    assert found(beside, values | {"c": {"m": HIGH}})["verdict"] == f"{combined} @demo"
+
+
+def test_a_row_that_is_not_run_might_have_been_the_one():
+    test = asked("above", "abd", threshold=0.3, any_row=True)
+    values = {"a": {"m": LOW}, "b": {"m": LOW}}
+    assert found([test], values)["verdict"] == "undecided @demo"
+    assert found([test], {"a": {"m": LOW}, "b": {"m": HIGH}})["verdict"] == "undecided @demo"
+
+
 def test_a_claim_with_an_untested_part_is_never_supported():
     result = found([asked("above")], {"a": {"m": HIGH}}, not_run="the other half has no rows")
     assert result["tests"][0]["verdict"] == "supported"
@@ -300,6 +329,7 @@ def test_one_seed_decides_nothing():
         asked("interaction", "a", "b"),
         asked("difference", "a", "b", control=("a",), control_against=("b",)),
         asked("above", ""),
+        asked("difference", "a", "b", any_row=True),
     ],
 )
 def test_tests_that_are_not_whole_are_refused(wrong):

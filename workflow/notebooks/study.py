@@ -269,7 +269,8 @@ print(f"{compared} cells recomputed, all equal to tables/*.csv to six decimals")
 # A significant number on the claimed side supports, on the other side contradicts; the rest is
 # undecided. A test with a failed seed says what the study declared for that case. A claim needs all
 # of its tests; a contradiction beside a support is mixed; a part without a test, or a row that this
-# scale does not run, rules out "supported".
+# scale does not run, rules out "supported". Where a test asks for any row, one that supports it is
+# enough and only all of them contradict it.
 
 
 # %%
@@ -344,6 +345,15 @@ def test_verdict(test, x, failed, p):
     return "supported" if claimed else "contradicted"
 
 
+def parts_of(test, verdicts):
+    """The verdicts of a test's rows; one for all of them where any row will do."""
+    if not test["any_row"] or set(verdicts) == {"not run"}:
+        return verdicts
+    # A row that the scale does not run might have been the one.
+    none = verdicts == ["contradicted"] * len(test["rows"])
+    return ["supported" if "supported" in verdicts else "contradicted" if none else "undecided"]
+
+
 def claim_verdict(verdicts, has_gap):
     kinds = set(verdicts)
     if kinds <= {"not run"}:
@@ -376,7 +386,12 @@ for claim, theirs in zip(declared["claims"], claims):
     parts = ("rows", "against", "control", "control_against")
     named = {row for test in claim["tests"] for part in parts for row in test[part]}
     has_gap = bool(claim["not_run"]) or not named <= set(declared["rows"])
-    verdict = f"{claim_verdict(verdicts, has_gap)} @{scale}"
+    together = [
+        verdict
+        for test in claim["tests"]
+        for verdict in parts_of(test, [v for f, v in zip(found, verdicts) if f[0] is test])
+    ]
+    verdict = f"{claim_verdict(together, has_gap)} @{scale}"
     assert verdict == theirs["verdict"], f"claim {claim['id']}: {verdict}"
     page.append([claim["id"], claim["statement"], "", *[np.nan] * 4, verdict])
 header = ["claim", "test", "seed: its number", "mean", "low", "high", "p (Holm)", "verdict"]

@@ -49,6 +49,7 @@ METRICS = frozenset(
 
 HISTORY = frozenset(
     ["lr", "loss", "probe_accuracy"]
+    + ["swapped", "distillation", "classification", "variance", "covariance"]  # of the baselines
     + [f"{layer}_{monitor}" for layer in LAYERS for monitor in ("sd", "rank")]
     + ["invariance", "prior", "contrastive", "similarity"]  # loss terms of the methods
 )

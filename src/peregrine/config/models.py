@@ -263,6 +263,9 @@ class Test(Model):
     threshold: float = Field(0.0, description="What the number is held against, in its unit.")
     ceiling: str | None = Field(None, description="Metric by which `metric` is divided first.")
     option: str | None = Field(None, description="Dotted option whose logarithm a trend follows.")
+    any_row: bool = Field(
+        False, description="above, below: one row that passes is enough; else every row must."
+    )
     on_failure: Literal["undecided", "contradicted"] = Field(
         "undecided", description="What a collapsed or NaN seed of these rows makes of the test."
     )
@@ -277,6 +280,8 @@ class Test(Model):
             raise ValueError(f"{self.kind}: control and control_against are for interactions only")
         if (self.kind == "trend") != (self.option is not None):
             raise ValueError(f"{self.kind}: a trend, and nothing else, needs an option")
+        if self.any_row and self.kind not in ("above", "below"):
+            raise ValueError(f"{self.kind}: any_row is for above and below only")
         return self
 
 

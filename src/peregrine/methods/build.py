@@ -18,7 +18,7 @@ def build_method(run: Run, seed: int, *, channels: int, train_images: int) -> Me
     """The untrained network of a run; equal backbones and seeds start from equal weights.
 
     Raises:
-        UserError: the run makes another number of views than the method takes.
+        UserError: the run makes another number of views, or of local ones, than the method takes.
     """
     options = {key: value for key, value in run.method.items() if key != "name"}
     setting = Setting(batch_size=run.loss_batch, train_images=train_images, seed=seed)
@@ -32,6 +32,13 @@ def build_method(run: Run, seed: int, *, channels: int, train_images: int) -> Me
         raise UserError(
             f"run {run_id(run)}: method {run.method['name']} takes {built.views} views,"
             f" `views` makes {views}"
+        )
+    local = sum(group.count for group in run.views if group.role == "local")
+    wanted = getattr(checked, "local_views", 0)
+    if local != wanted:
+        raise UserError(
+            f"run {run_id(run)}: method {run.method['name']} takes {wanted} local views,"
+            f" `views` has {local} with role local; set one to the other"
         )
     return built
 

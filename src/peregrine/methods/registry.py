@@ -3,4 +3,9 @@
 METHODS: dict[str, str] = {
     "falcon": "peregrine.methods.falcon:Falcon",
     "two_branch": "peregrine.methods.two_branch:TwoBranch",
+    "swav": "peregrine.methods.swav:SwAV",
+    "dino": "peregrine.methods.dino:Dino",
+    "self_classifier": "peregrine.methods.self_classifier:SelfClassifier",
+    "gedi": "peregrine.methods.gedi:Gedi",
+    "vicreg": "peregrine.methods.vicreg:VICReg",
 }

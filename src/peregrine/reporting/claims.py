@@ -7,9 +7,10 @@ the other side contradicts, anything else is undecided, with the smallest effect
 seeds could have shown. Verdicts judge the direction at their scale, never a published number.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 from peregrine.config.models import Claim, Test
@@ -111,11 +112,13 @@ def judge(claim: Claim, evidence: Evidence) -> dict[str, Any]:
 
     A claim needs all of its tests: one contradiction is enough to contradict it, beside a test
     that supports it is 'mixed', and a part that no test covers, or a declared row that the scale
-    does not run, keeps it from being 'supported'.
+    does not run, keeps it from being 'supported'. Where any row will do, all must contradict.
     `effect` and `interval` are those of the first test with the claim's own verdict.
     """
     findings = _corrected([f for test in claim.tests for f in _measured(test, evidence)])
-    verdict = _combined([finding.verdict for finding in findings])
+    verdict = _combined(
+        [v for _, part in groupby(findings, lambda f: id(f.test)) for v in _parts(part)]
+    )
     absent = any(row not in evidence.cells for test in claim.tests for row in _named(test))
     if verdict == "supported" and (claim.not_run or absent):
         verdict = "undecided"
@@ -143,6 +146,17 @@ def _reason(claim: Claim, findings: Sequence[Finding]) -> Iterator[str]:
         labels = [label for label, other in notes if other == note]
         who = "all tests" if 1 < len(labels) == len(findings) else "; ".join(labels)
         yield f"{who}: {note}"
+
+
+def _parts(findings: Iterable[Finding]) -> list[str]:
+    """What the findings of one test add to the claim: a verdict each, or one for all of them."""
+    findings = list(findings)
+    test, verdicts = findings[0].test, [finding.verdict for finding in findings]
+    if not test.any_row or set(verdicts) == {"not run"}:
+        return verdicts
+    # A row that the scale does not run might have been the one.
+    none = verdicts == ["contradicted"] * len(test.rows)
+    return ["supported" if "supported" in verdicts else "contradicted" if none else "undecided"]
 
 
 def _combined(verdicts: Sequence[str]) -> str:
