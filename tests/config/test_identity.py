@@ -65,6 +65,8 @@ def others(annotation, value):
         return [each for each in get_args(annotation) if each != value]
     if isinstance(value, bool):
         return [not value]
+    if value is None:
+        return [5]
     if isinstance(value, int):
         return [value + 1]
     if isinstance(value, float):
