@@ -37,12 +37,30 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
 @app.command()
-def prepare(dataset: str, config: Configuration = Path("config")) -> None:
-    """Bring a data set into one verified uint8 file."""
+def prepare(
+    dataset: str,
+    config: Configuration = Path("config"),
+    check: Annotated[bool, typer.Option("--check", help="Write and fetch nothing.")] = False,
+) -> None:
+    """Bring a data set into one verified uint8 file, or say what there is of it."""
     from peregrine.config.load import load_config
+    from peregrine.config.models import SourceSpec
+    from peregrine.data.acquire import check as look
     from peregrine.data.prepare import prepare as step
+    from peregrine.data.sources import source
 
-    print(step(dataset, Path(load_config(config).results) / "data"))
+    settings = load_config(config)
+    origin = source(dataset)
+    for name in settings.sources:
+        source(name)
+    spec = settings.sources.get(dataset, SourceSpec())
+    results = Path(settings.results)
+    store = Path(os.environ.get("PEREGRINE_DATA") or results / "raw")
+    if check:
+        for line in look(dataset, origin, spec, store, results / "data"):
+            print(line)
+    else:
+        print(step(dataset, results / "data", spec, store))
 
 
 @app.command()
@@ -65,7 +83,7 @@ def pretrain(
     known_seeds(project, run, seed)
     results = Path(project.config.results)
     set_threads(project.scale.training_threads)
-    data = load_data(results / "data" / f"{chosen.dataset.name}.safetensors")
+    data = load_data(results / "data" / f"{chosen.dataset.name}.safetensors", chosen.dataset)
     for each in seed:
         try:
             outcome = step(chosen, each, data, seed_folder(results, run, each), pick_device(device))
@@ -93,8 +111,8 @@ def extract(
     project = load(config, scale=scale)
     folders = trained(project, run, seed)
     set_threads(project.scale.training_threads)
-    name = project.run(run).dataset.name
-    data = load_data(Path(project.config.results) / "data" / f"{name}.safetensors")
+    part = project.run(run).dataset
+    data = load_data(Path(project.config.results) / "data" / f"{part.name}.safetensors", part)
     for folder in folders:
         step(folder, data, pick_device(device), project.protocol.embedding_sample)
     for folder in folders:

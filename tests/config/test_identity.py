@@ -67,6 +67,8 @@ def others(annotation, value):
         return [0.5]
     if isinstance(value, bool):
         return [not value]
+    if value is None:
+        return [5]
     if isinstance(value, int):
         return [value + 1]
     if isinstance(value, float):

@@ -1,8 +1,11 @@
 """Raw data -> one verified file: what is in it, and that damage is seen."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
+from peregrine.config.models import DatasetSpec
 from peregrine.data import prepare, sources
 from peregrine.data.prepare import load
 from peregrine.data.sources import Source, Split
@@ -74,6 +77,17 @@ def test_mean_and_sd_are_those_of_the_training_images(digits):
     assert record["verified"]
 
 
+def test_mean_and_sd_of_many_images_are_those_of_all_pixels(monkeypatch):
+    """Counted in chunks of 7, three channels that differ."""
+    monkeypatch.setattr(prepare, "CHUNK", 7)
+    random = np.random.default_rng(0)
+    images = random.integers(0, [[[[256]], [[20]], [[3]]]], (40, 3, 5, 4)).astype(np.uint8)
+    mean, sd = prepare._mean_and_sd(images)
+    shares = images.astype(np.float64) / 255
+    assert mean == pytest.approx(shares.mean(axis=(0, 2, 3)).tolist(), rel=1e-12)
+    assert sd == pytest.approx(shares.std(axis=(0, 2, 3)).tolist(), rel=1e-12)
+
+
 def test_the_same_bytes_every_time(digits, tmp_path):
     again = prepare.prepare("digits", tmp_path)
     for suffix in (".safetensors", ".json"):
@@ -130,9 +144,18 @@ def test_a_record_of_other_data_is_seen(copy):
     assert "test fails its checksum" in refused(copy)
 
 
-def test_an_unknown_data_set_lists_the_known(tmp_path):
-    with pytest.raises(UserError, match=r"'digts' is unknown; there are: .*digits"):
-        prepare.prepare("digts", tmp_path)
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("digts", "did you mean 'digits'"),
+        ("cifar-10", "did you mean 'cifar10'"),
+        ("fashion", "did you mean 'fashion_mnist'"),
+        ("imagenet", "there are: cifar10, cifar100, digits, fashion_mnist, svhn"),
+    ],
+)
+def test_an_unknown_data_set_has_a_hint(tmp_path, name, hint):
+    with pytest.raises(UserError, match=f"'{name}' is unknown; {hint}"):
+        prepare.prepare(name, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -151,8 +174,106 @@ def test_a_source_that_yields_nonsense_is_refused(tmp_path, monkeypatch, images,
     good = Split(np.zeros((2, 1, 4, 4), np.uint8), np.array([0, 1]))
     bad = Split(images, np.array(labels, np.int64))
     for splits in ({"train": bad, "test": good}, {"train": good, "test": bad}):
-        origin = Source("t", "l", ("a", "b"), lambda splits=splits: splits, "v")
+        origin = Source("t", "l", ("a", "b"), lambda _, splits=splits: splits, "v")
         monkeypatch.setitem(sources.SOURCES, "odd", origin)
         with pytest.raises(UserError, match=f"odd.*{words}"):
             prepare.prepare("odd", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+# --- parts of a data set --------------------------------------------------------------------------
+
+
+def part(path, **fields):
+    return load(path, DatasetSpec(name=path.stem, **fields))
+
+
+def rows(whole, images):
+    """Which of the whole training set these images are; all of digits' images differ."""
+    known = {image.tobytes(): row for row, image in enumerate(whole.images["train"])}
+    assert len(known) == len(whole.images["train"])
+    return [known[image.tobytes()] for image in images]
+
+
+@pytest.fixture(scope="module")
+def whole(digits):
+    return load(digits)
+
+
+def test_a_part_is_balanced_and_in_order(digits, whole):
+    data = part(digits, train_per_class=20, validation_per_class=30)
+    for split, n in (("train", 20), ("test", 30)):
+        assert np.bincount(data.labels[split]).tolist() == [n] * 10
+        picked = rows(whole, data.images[split])
+        assert picked == sorted(picked)
+        np.testing.assert_array_equal(data.labels[split], whole.labels["train"][picked])
+    assert not set(rows(whole, data.images["train"])) & set(rows(whole, data.images["test"]))
+
+
+def test_held_out_images_replace_the_test_set_and_leave_training(digits, whole):
+    data = part(digits, validation_per_class=30)
+    held, used = rows(whole, data.images["test"]), rows(whole, data.images["train"])
+    assert sorted(held + used) == list(range(1197))
+    assert len(held) == 300
+    few = part(digits, train_per_class=5)
+    np.testing.assert_array_equal(few.images["test"], whole.images["test"])
+    assert few.sums["test"] == whole.sums["test"]
+
+
+def test_neither_choice_depends_on_the_other(digits, whole):
+    both = part(digits, train_per_class=20, validation_per_class=30)
+    held = part(digits, validation_per_class=30)
+    some, more = (part(digits, train_per_class=n) for n in (20, 50))
+    assert both.sums == {"train": some.sums["train"], "test": held.sums["test"]}
+    assert set(rows(whole, some.images["train"])) < set(rows(whole, more.images["train"]))
+
+
+def test_the_order_is_that_of_a_stated_hash(digits, whole):
+    """SHA-256 of seed/stream/epoch/step, first 8 bytes, little-endian, without the last bit."""
+
+    def place(row):
+        digest = hashlib.sha256(f"0/data/part/0/{row}".encode()).digest()
+        return int.from_bytes(digest[:8], "little") // 2
+
+    held, used = [], []
+    for label in range(10):
+        ranked = sorted(np.flatnonzero(whole.labels["train"] == label).tolist(), key=place)
+        held += ranked[:3]
+        used += ranked[-2:]
+    data = part(digits, train_per_class=2, validation_per_class=3)
+    assert rows(whole, data.images["test"]) == sorted(held)
+    assert rows(whole, data.images["train"]) == sorted(used)
+
+
+def test_the_choice_is_random(digits, whole):
+    """The order of the file, or one order for all classes, would be no random choice."""
+    data = part(digits, train_per_class=10)
+    places = []
+    for label in range(10):
+        of_class = np.flatnonzero(whole.labels["train"] == label).tolist()
+        picked = [row for row in rows(whole, data.images["train"]) if row in of_class]
+        places.append([of_class.index(row) for row in picked])
+    assert len({tuple(each) for each in places}) == 10
+    mean = np.mean([np.mean(each) / 118.7 for each in places])
+    assert abs(mean - 0.5) < 4 * np.sqrt(1 / 12 / 100)  # four standard errors of 100 draws
+
+
+def test_sums_are_of_what_is_used_and_means_of_the_whole(digits, whole):
+    data = part(digits, train_per_class=20, validation_per_class=30)
+    assert (data.mean, data.sd) == (whole.mean, whole.sd)
+    for split in ("train", "test"):
+        assert data.sums[split] == prepare.split_sum(Split(data.images[split], data.labels[split]))
+        assert data.sums[split] not in whole.sums.values()
+    assert part(digits).sums == whole.sums
+
+
+def test_too_few_images_of_a_class_are_one_line(digits, whole):
+    smallest = int(np.bincount(whole.labels["train"]).min())
+    part(digits, train_per_class=smallest - 10, validation_per_class=10)
+    for fields in (
+        {"train_per_class": smallest - 9, "validation_per_class": 10},
+        {"train_per_class": 1000},
+        {"validation_per_class": smallest},  # nothing would be left to train on
+    ):
+        with pytest.raises(UserError, match=r"digits: class '\d' has 11\d training images, and"):
+            part(digits, **fields)

@@ -8,6 +8,7 @@ from scipy import stats
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from peregrine.config.load import read_yaml
 from peregrine.config.models import ViewSpec
 from peregrine.data import views as module
 from peregrine.data.views import ORDERS, draw_parameters, make_views
@@ -354,3 +355,31 @@ def test_bad_input_is_named_in_one_line(images, spec, mean, std, message):
     with pytest.raises(ValueError, match=message) as caught:
         make_views(images, spec, rng(), mean=mean, std=std)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [28, 32])
+def test_grey_images_of_28_px_at_their_own_size_and_enlarged(size):
+    """As Fashion-MNIST: odd ratios of sizes, one channel, no colour to change."""
+    images = uint8(5, 1, 28, 28)
+    spec = ViewSpec(**STILL, grey=0.0, size=size)
+    [group] = make(images, spec)
+    assert group.images.shape == (1, 5, 1, size, size)
+    whole = crop(images.float() / 255, (0, 0, 28, 28), False, [size, size])
+    torch.testing.assert_close(group.images[0], whole, atol=2e-6, rtol=0)
+    busy = ViewSpec(count=2, size=size, blur=1.0, solarise=1.0, hue=0.0, saturation=0.0)
+    [group] = make(images, busy)
+    assert group.images.shape == (2, 5, 1, size, size)
+    assert group.images.isfinite().all()
+
+
+def test_presets_of_views_suit_their_data(pytestconfig):
+    presets = read_yaml(pytestconfig.rootpath / "config/presets.yaml")["views"]
+    views = {name: [ViewSpec(**each) for each in found] for name, found in presets.items()}
+    plain, noflip = views["asymmetric"], views["asymmetric-noflip"]
+    assert [each.model_copy(update={"flip": 0.5}) for each in noflip] == plain
+    assert {each.flip for each in noflip} == {0.0}
+    [fashion] = views["fashion"]
+    assert (fashion.size, fashion.count) == (28, 2)
+    assert (fashion.saturation, fashion.hue, fashion.grey) == (0, 0, 0)
+    images = uint8(4, 1, 28, 28)
+    assert make(images, fashion).groups[0].images.shape == (2, 4, 1, 28, 28)

@@ -103,6 +103,22 @@ def test_a_collapsed_seed_with_evaluations_is_used_and_named(world):
     assert world.cell("small", "online")["failed"] == "1"
 
 
+def test_data_that_were_accepted_unverified_are_said(world):
+    world.outcome("small", 2, "collapsed")
+    for seed in range(3):
+        manifest = {"accept_unverified": True, "unverified": ["test_batch.bin", "more.bin"]}
+        world.manifest("small", seed, **manifest)
+    world.ended("small", 2, "collapsed")
+    said = "data not verified: test_batch.bin, more.bin"
+    assert world.states("small") == [
+        ("finished", said),
+        ("finished", said),
+        ("collapsed", f"collapsed early; {said}"),
+    ]
+    assert world.states("large") == [("finished", "")] * 3
+    assert world.cell("small")["seeds"] == "3"
+
+
 def test_a_half_evaluated_seed_gives_what_it_has(world):
     world.drop("small", 0, "collapse", "knn")
     assert world.states("small")[0] == ("incomplete", "not evaluated: knn, collapse")

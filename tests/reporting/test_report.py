@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from peregrine import files
+from peregrine.config.load import resolve
 from peregrine.errors import UserError
 from peregrine.reporting.document import document, prose, read_study
 from peregrine.reporting.report import index, report
+from peregrine.reporting.stands_in import stands_in
 
 KINDS = ("html", "ipynb", "json", "pdf")
 
@@ -302,3 +304,40 @@ def test_an_overlay_of_scale_paper_is_seen(collected):
 def test_figures_are_among_the_sums(collected):
     names = files.read_json(collected.folder / "collected.json")["files"]
     assert {"figures/rows.svg", "figures/rows.png", "figures/data/rows.csv"} < set(names)
+
+
+def test_what_stands_in_names_files_that_are_not_the_official_ones(copy, printed):
+    assert all("not verified" not in cell for line in printed["stands_in"] for cell in line)
+    note = "data not verified: test_batch.bin"
+
+    def noted(text):
+        lines = list(csv.DictReader(io.StringIO(text)))
+        for line in lines[:2]:
+            line["detail"] = "; ".join(filter(None, [line["detail"], note]))
+        out = io.StringIO()
+        writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+        return out.getvalue()
+
+    copy.edit("runs.csv", noted, sums=True)
+    world = copy.world
+    study = world.project.study("toy")
+    said = document(world.project, study, read_study(copy.folder), world.config)["printed"]
+    assert said["stands_in"][-1] == ["files of the data", "official", note]
+    assert note in said["runs"][0]["seeds"]
+
+
+def test_a_part_of_the_data_is_described(collected):
+    """Both options beside the data set, in the column of this scale only."""
+    part = {"name": "cifar100", "train_per_class": 1000, "validation_per_class": 50}
+    scale = collected.project.scale.model_copy(update={"run": {"dataset": part}})
+    study = collected.project.study("toy")
+    cells = tuple(resolve(study, scale, {}))
+    project = replace(collected.project, scale=scale, cells=cells)
+    facts = {what: rest for what, *rest in stands_in(project, study, collected.config)}
+    assert facts["data set"][1] == (
+        "CIFAR-100, 1,000 training images a class,"
+        " tested on 50 held-out training images a class, not on the test set"
+    )
+    assert "held-out" not in facts["data set"][0]

@@ -175,6 +175,21 @@ def test_a_changed_claim_recollects_its_study_only(finished, edit):
     assert not {"prepare", "pretrain", "extract", "evaluate", "diagnose"} & set(plan)
 
 
+def test_another_source_of_the_data_prepares_them_again(finished, edit):
+    key = "results: results"
+    edit("config/config.yaml", key, f"sources: {{digits: {{download: false}}}}\n{key}")
+    assert planned(finished) == {}
+    edit("config/config.yaml", "download: false", "accept_unverified: true")
+    assert planned(finished)["prepare"] == {"digits"}
+
+
+def test_a_part_of_the_data_is_another_run_on_the_same_file(finished, edit):
+    edit("config/scales/tiny.yaml", "{name: digits}", "{name: digits, validation_per_class: 20}")
+    plan = planned(finished)
+    assert len(plan["pretrain"]) == 5
+    assert "prepare" not in plan
+
+
 def test_a_user_error_is_one_clear_line(finished, edit):
     edit("config/config.yaml", "scale: tiny", "scale: tinny")
     result = snakemake(finished, "-n")

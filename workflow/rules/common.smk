@@ -10,6 +10,7 @@ from peregrine.config.fingerprint import fingerprint
 from peregrine.config.identity import digest
 from peregrine.config.load import load
 from peregrine.config.machine import jobs_per_gpu, visible_gpus
+from peregrine.config.models import Config, SourceSpec
 from peregrine.errors import UserError
 
 try:
@@ -19,8 +20,9 @@ except UserError as error:
     raise WorkflowError(str(error))
 
 # The steps read config.yaml themselves and are told the scale, so nothing else can be overridden.
-for key, value in PROJECT.config.model_dump(mode="json").items():
-    if config.get(key, value) != value:
+GIVEN = Config.model_validate(dict(config))
+for key, value in PROJECT.config:
+    if getattr(GIVEN, key) != value:
         raise WorkflowError(f"--config {key}=... has no effect; edit config/config.yaml")
 
 SCALE = PROJECT.scale.name
@@ -59,6 +61,12 @@ def seed_options(wildcards):
 
 def data_of_run(wildcards):
     return f"{RESULTS}/data/{PROJECT.run(wildcards.run).dataset.name}.safetensors"
+
+
+def source_of(wildcards):
+    """What decides which raw files a data set is made of; whether they are fetched does not."""
+    spec = PROJECT.config.sources.get(wildcards.dataset, SourceSpec())
+    return spec.model_dump_json(include={"folder", "accept_unverified"})
 
 
 def code_of(step):

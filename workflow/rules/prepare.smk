@@ -14,6 +14,7 @@ rule prepare:
         runtime="1h",
     params:
         code=fingerprint("prepare"),
+        source=source_of,
     message:
         "Preparing data set {wildcards.dataset}"
     shell:

@@ -4,8 +4,8 @@ Snakemake does not see modules that a command imports, so every rule passes this
 parameter. It covers the syntax trees of the step's module and of everything of peregrine that it
 imports, plus the module of the run's method, which the registry only names. Comments, docstrings
 and formatting do not count. Left out: the command line, the configuration (its values are in the
-run's own hash), the registries of methods and of data sets (data have sums; `prepare` alone covers
-their sources) and package files, so one new method or data set retrains nothing.
+run's own hash), the registries of methods and of data sets with their loaders (data have sums;
+`prepare` alone covers these) and package files, so one new method or data set retrains nothing.
 
 The serialisation is our own because `ast.dump` differs between Python versions.
 """
@@ -21,11 +21,16 @@ SOURCE = Path(__file__).parents[2]
 LEFT_OUT = (
     "peregrine.cli",
     "peregrine.config",
+    "peregrine.data.acquire",
     "peregrine.data.sources",
     "peregrine.methods.registry",
 )
 STEPS = {
-    "prepare": ("peregrine.data.prepare", "peregrine.data.sources"),
+    "prepare": (
+        "peregrine.data.prepare",
+        "peregrine.data.acquire",
+        "peregrine.data.sources",
+    ),
     "pretrain": ("peregrine.pretrain.loop",),
     "extract": ("peregrine.evaluation.features",),
     "evaluate": ("peregrine.evaluation.evaluate",),

@@ -48,7 +48,31 @@ class MethodOptions(Model):
 
 
 class DatasetSpec(Model):
+    """A data set, whole by default; subsets are the same images for every run and seed."""
+
     name: Name = Field(description="A name of the registry in peregrine.data.sources.")
+    train_per_class: int | None = Field(
+        None, ge=1, description="Training images a class, a random subset; none: all."
+    )
+    validation_per_class: int | None = Field(
+        None,
+        ge=1,
+        description="Training images a class that are held out and stand in for the test set.",
+    )
+
+
+class SourceSpec(Model):
+    """Where the raw files of a data set are; nothing of it is part of a run's identity."""
+
+    folder: str | None = Field(
+        None, min_length=1, description="Has the raw files or their archive; nothing is fetched."
+    )
+    accept_unverified: bool = Field(
+        False,
+        strict=True,
+        description="Use a file whose digest is not the official one; reports will say so.",
+    )
+    download: bool = Field(True, strict=True, description="Fetch what is missing.")
 
 
 class ViewSpec(Model):
@@ -383,6 +407,9 @@ class Config(Model):
     scale: Name = Field("demo", description="A file of config/scales/.")
     studies: tuple[Name, ...] = Field(
         ("falcon", "feature_augmentation"), min_length=1, description="Files of config/studies/."
+    )
+    sources: dict[Name, SourceSpec] = Field(
+        {}, description="Data set -> where its raw files are, if not in the common folder."
     )
     results: Folder = Field("results", description="Folder of data, runs and tables.")
     reports: Folder = Field("reports", description="Folder of notebooks, pages and PDFs.")

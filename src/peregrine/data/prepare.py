@@ -1,16 +1,22 @@
 """Raw data set -> one verified uint8 file that stays on the device while a run trains."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from peregrine.config.models import DatasetSpec, SourceSpec
+from peregrine.data.acquire import acquire
 from peregrine.data.sources import Split, source
 from peregrine.errors import UserError
 from peregrine.files import read_json, read_tensors, write_json, write_tensors
 
 SPLITS = ("train", "test")
+CHUNK = 1000
+"""Images counted at a time."""
+DEFAULT = SourceSpec()
 
 
 @dataclass(frozen=True)
@@ -20,9 +26,10 @@ class Prepared:
     Attributes:
         images: by split, uint8 [n, c, h, w].
         labels: by split, int64 [n].
-        mean, sd: per channel of the training images in [0, 1].
-        sums: by split, SHA-256 of images and labels.
+        mean, sd: per channel of all training images in [0, 1], also where a subset is used.
+        sums: by split, SHA-256 of the images and labels that are here.
         classes: names in label order.
+        unverified: raw files that were used although their digests are not the official ones.
     """
 
     images: dict[str, np.ndarray]
@@ -31,25 +38,45 @@ class Prepared:
     sd: tuple[float, ...]
     sums: dict[str, str]
     classes: tuple[str, ...]
+    unverified: tuple[str, ...] = ()
 
 
-def prepare(name: str, folder: Path) -> Path:
-    """Write {folder}/{name}.safetensors and {name}.json; returns the first."""
+def prepare(name: str, folder: Path, spec: SourceSpec = DEFAULT, store: Path | None = None) -> Path:
+    """Write {folder}/{name}.safetensors and {name}.json, always of the whole data set.
+
+    Args:
+        name: of the data set.
+        folder: of prepared data.
+        spec: where its raw files are and what is allowed.
+        store: the common folder of raw files; {folder}/../raw by default.
+
+    Returns:
+        The path of the first.
+
+    Raises:
+        UserError: no such data set, or its files cannot be had or used.
+    """
     origin = source(name)
-    splits = origin.load()
+    acquired = acquire(name, origin, spec, store or folder.parent / "raw")
+    splits = acquired.splits
     for split in SPLITS:
         _check(name, split, splits[split], len(origin.classes))
-    train = splits["train"].images.astype(np.float64) / 255
+    verified = origin.verified
+    if acquired.unverified:
+        verified += f", except {', '.join(acquired.unverified)}: accepted as not the official file"
+    mean, sd = _mean_and_sd(splits["train"].images)
     record = {
         "name": name,
         "title": origin.title,
         "licence": origin.licence,
-        "verified": origin.verified,
+        "verified": verified,
+        "unverified": list(acquired.unverified),
+        "files": acquired.digests,
         "classes": list(origin.classes),
         "counts": {split: len(splits[split].labels) for split in SPLITS},
         "shape": list(splits["train"].images.shape[1:]),
-        "mean": [round(float(value), 6) for value in train.mean(axis=(0, 2, 3))],
-        "sd": [round(float(value), 6) for value in train.std(axis=(0, 2, 3))],
+        "mean": [round(value, 6) for value in mean],
+        "sd": [round(value, 6) for value in sd],
         "sums": {split: split_sum(splits[split]) for split in SPLITS},
     }
     arrays = {}
@@ -62,8 +89,16 @@ def prepare(name: str, folder: Path) -> Path:
     return path
 
 
-def load(path: Path) -> Prepared:
-    """Read a prepared data set and verify every split against its recorded sum."""
+def load(path: Path, spec: DatasetSpec | None = None) -> Prepared:
+    """Read a prepared data set and verify every split against its recorded sum.
+
+    Args:
+        path: the .safetensors file, whose record stands beside it.
+        spec: which part of it to use; the whole by default.
+
+    Raises:
+        UserError: missing, damaged, or too few images of a class for `spec`.
+    """
     record = read_json(path.with_suffix(".json"))
     names = [f"{split}_{part}" for split in SPLITS for part in ("images", "labels")]
     arrays, _ = read_tensors(path, names, verify=False)
@@ -72,14 +107,49 @@ def load(path: Path) -> Prepared:
         _check(path.stem, name, split, len(record["classes"]))
         if split_sum(split) != record["sums"][name]:
             raise UserError(f"{path}: {name} fails its checksum; delete it and run prepare again")
+    sums = record["sums"]
+    if spec and (spec.train_per_class or spec.validation_per_class):
+        splits = _part(splits, spec, record["classes"])
+        sums = {name: split_sum(split) for name, split in splits.items()}
     return Prepared(
         images={name: split.images for name, split in splits.items()},
         labels={name: split.labels for name, split in splits.items()},
         mean=tuple(record["mean"]),
         sd=tuple(record["sd"]),
-        sums=record["sums"],
+        sums=sums,
         classes=tuple(record["classes"]),
+        unverified=tuple(record.get("unverified", ())),
     )
+
+
+def _part(splits: dict[str, Split], spec: DatasetSpec, classes: Sequence[str]) -> dict[str, Split]:
+    """The subset for training, and the held-out images in place of the test set.
+
+    Every training image has its place in one fixed order. Of each class, the first images are held
+    out and the last ones trained on, so neither choice depends on how many the other takes.
+    """
+    from peregrine.streams import stream_seed  # torch, which only training and extraction have
+
+    train, held = splits["train"], spec.validation_per_class or 0
+    order = [stream_seed(0, "data/part", step=index) for index in range(len(train.labels))]
+    ranked = np.argsort(order)
+    used, kept = [], []
+    for label, name in enumerate(classes):
+        of_class = ranked[train.labels[ranked] == label]
+        wanted = held + (spec.train_per_class or 1)
+        if len(of_class) < wanted:
+            raise UserError(
+                f"data set {spec.name}: class '{name}' has {len(of_class):,} training images, and"
+                f" train_per_class and validation_per_class ask for {wanted:,}; ask for fewer"
+            )
+        kept.append(of_class[:held])
+        used.append(of_class[-spec.train_per_class :] if spec.train_per_class else of_class[held:])
+    rows = np.sort(np.concatenate(used))
+    out = {**splits, "train": Split(train.images[rows], train.labels[rows])}
+    if held:
+        rows = np.sort(np.concatenate(kept))
+        out["test"] = Split(train.images[rows], train.labels[rows])
+    return out
 
 
 def split_sum(split: Split) -> str:
@@ -88,6 +158,20 @@ def split_sum(split: Split) -> str:
     digest.update(np.ascontiguousarray(split.images).data)
     digest.update(np.ascontiguousarray(split.labels, dtype="<i8").data)
     return digest.hexdigest()
+
+
+def _mean_and_sd(images: np.ndarray) -> tuple[list[float], list[float]]:
+    """Per channel on the [0, 1] scale, from how often each of the 256 values occurs."""
+    values = np.arange(256) / 255
+    counts = np.zeros((images.shape[1], 256), np.int64)
+    for start in range(0, len(images), CHUNK):
+        for channel, count in enumerate(counts):
+            pixels = images[start : start + CHUNK, channel].ravel()
+            count += np.bincount(pixels, minlength=256)
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    mean = shares @ values
+    sd = np.sqrt((shares * (values - mean[:, None]) ** 2).sum(axis=1))
+    return mean.tolist(), sd.tolist()
 
 
 def _check(name: str, split: str, data: Split, classes: int) -> None:

@@ -1,41 +1,47 @@
 """Registry of data sets: where the images come from, how they are checked, what use is allowed.
 
-A source yields raw arrays; `prepare` writes them as one uint8 file of one layout. A new data set is
-one function and one entry of SOURCES.
+A source turns raw files into arrays; `acquire` finds, fetches and checks those files, `prepare`
+writes the arrays as one uint8 file of one layout. A new data set is one function and one entry of
+SOURCES.
 """
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from peregrine.data import cifar, idx, svhn
+from peregrine.data.raw import Raw, Split
 from peregrine.errors import UserError
 
-
-@dataclass(frozen=True)
-class Split:
-    """One split as it comes: images uint8 [n, c, h, w], labels int64 [n]."""
-
-    images: np.ndarray
-    labels: np.ndarray
+__all__ = ["SOURCES", "Source", "Split", "source"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """How to get a data set; `load` returns its splits by name (train, test)."""
+    """How to get a data set.
+
+    Attributes:
+        title, licence: for the record.
+        classes: names in label order.
+        load: raw files by name -> splits by name (train, test).
+        verified: in words, what the bytes are checked against and who says so.
+        raw: the files that `load` gets.
+    """
 
     title: str
     licence: str
     classes: tuple[str, ...]
-    load: Callable[[], dict[str, Split]]
+    load: Callable[[Mapping[str, bytes]], dict[str, Split]]
     verified: str
-    """In words: what the bytes were checked against."""
+    raw: Raw = Raw((), ())
 
 
 DIGITS_TRAIN = 1197
 
 
-def load_digits() -> dict[str, Split]:
+def load_digits(_: Mapping[str, bytes]) -> dict[str, Split]:
     """scikit-learn's 1,797 handwritten digits, drawn at 16 px: 1,197 to train, 600 to test.
 
     The 8x8 counts 0..16 are scaled to 0..255 and enlarged twofold by bilinear interpolation. The
@@ -56,6 +62,8 @@ def load_digits() -> dict[str, Split]:
     }
 
 
+RED = "SHA-256 of every file and archive as the library red-datasets (Ruby) has them"
+
 SOURCES: dict[str, Source] = {
     "digits": Source(
         title="Optical recognition of handwritten digits (scikit-learn's copy), 16 px",
@@ -64,6 +72,40 @@ SOURCES: dict[str, Source] = {
         load=load_digits,
         verified="part of the installed scikit-learn, whose wheel the lock pins by hash",
     ),
+    "cifar10": Source(
+        title="CIFAR-10 (Krizhevsky, 2009), binary version",
+        licence="none stated; the author asks for a citation",
+        classes=tuple(cifar.NAMES_10.split()),
+        load=cifar.load_cifar10,
+        verified=RED,
+        raw=cifar.RAW_10,
+    ),
+    "cifar100": Source(
+        title="CIFAR-100 (Krizhevsky, 2009), binary version, fine labels",
+        licence="none stated; the author asks for a citation",
+        classes=tuple(cifar.NAMES_100.split()),
+        load=cifar.load_cifar100,
+        verified=RED,
+        raw=cifar.RAW_100,
+    ),
+    "fashion_mnist": Source(
+        title="Fashion-MNIST (Xiao, Rasul, Vollgraf, 2017)",
+        licence="MIT (Zalando SE)",
+        classes=idx.FASHION,
+        load=idx.load_idx,
+        # Debian's package dataset-fashion-mnist repacks these files: with the gzip header's name
+        # and time put back, each has the MD5 of the authors' page, so their contents are equal.
+        verified="SHA-256 of every unpacked file; gzipped they have the MD5 of the authors' page",
+        raw=idx.RAW_FASHION,
+    ),
+    "svhn": Source(
+        title="SVHN, cropped digits (Netzer and others, 2011), without the extra images",
+        licence="non-commercial use only, as the authors' page says",
+        classes=tuple("0123456789"),
+        load=svhn.load_svhn,
+        verified="MD5 of both files as the library torchvision has them",
+        raw=svhn.RAW,
+    ),
 }
 
 
@@ -71,8 +113,10 @@ def source(name: str) -> Source:
     """A registered source.
 
     Raises:
-        UserError: no data set of that name.
+        UserError: no data set of that name; the line names the nearest one.
     """
     if name not in SOURCES:
-        raise UserError(f"data set '{name}' is unknown; there are: {', '.join(sorted(SOURCES))}")
+        near = difflib.get_close_matches(name, SOURCES, 1, 0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(sorted(SOURCES))}"
+        raise UserError(f"data set '{name}' is unknown; {hint}")
     return SOURCES[name]

@@ -53,7 +53,7 @@ class Trainer:
         train = torch.from_numpy(data.images["train"])
         self.images = train.to(device)
         self.labels = torch.from_numpy(data.labels["train"]).to(device)
-        self.mean, self.sd = data.mean, data.sd
+        self.mean, self.sd, self.unverified = data.mean, data.sd, data.unverified
         self.steps = len(train) // run.batch_size
         if not self.steps and run.epochs:
             raise UserError(f"batch_size {run.batch_size} exceeds the {len(train)} training images")
@@ -288,7 +288,8 @@ def _write(
             "code": at.code,
             "code_parts": parts("pretrain", run.method["name"]),
             "data": at.data,
-            "accept_unverified": False,
+            "accept_unverified": bool(trainer.unverified),
+            "unverified": list(trainer.unverified),
             "effective_lr": trainer.schedule.base,
             "attempts": attempts,
             "wall_seconds": round(seconds, 3),

@@ -20,7 +20,7 @@ from peregrine.errors import UserError
 from peregrine.reporting.collect import read_collected
 from peregrine.reporting.figures import pictures
 from peregrine.reporting.published import Cells, Published, read_published
-from peregrine.reporting.stands_in import stands_in
+from peregrine.reporting.stands_in import stands_in, unverified
 from peregrine.reporting.statistics import POWER
 from peregrine.reporting.tables import overlaid
 from peregrine.reporting.words import named, prose
@@ -81,7 +81,7 @@ def document(project: Project, study: Study, collected: Collected, config: Path)
             "summary": prose(study.summary),
             "scale": project.scale.name,
             "scale_description": prose(project.scale.description),
-            "stands_in": stands_in(project, study, config),
+            "stands_in": stands_in(project, study, config) + unverified(collected.runs),
             "seeds": tally(collected.runs),
             "claims": [
                 _claim(claim, declared.not_run, labels)

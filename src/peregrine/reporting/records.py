@@ -26,6 +26,9 @@ FAILED = ("collapsed", "nan")
 OUTCOMES = ("finished", *FAILED)
 STATUSES = (*OUTCOMES, "older code", "stale", "mixed", "incomplete", "missing")
 
+UNVERIFIED = "data not verified: "
+"""Begins the note of a seed whose data came from files that are not the official ones."""
+
 ONLINE_PROBE = "online_probe/accuracy"
 """Measured while training, so its protocol is 'online' whatever the evaluation's is."""
 
@@ -197,6 +200,7 @@ def _read_seed(
         data = hashlib.sha256(sums.encode()).hexdigest()[:12]
         code, trust = str(manifest["code"]), str(bool(manifest["accept_unverified"]))
         device, torch = str(manifest["device"]), str(manifest["torch"])
+        unverified = [str(name) for name in manifest.get("unverified", ())]
         parts, owner = dict(manifest["code_parts"]), (manifest["run"], manifest["seed"])
         weights, trained_on = weights_of(outcome), data_of(outcome)
         written = dict(outcome["files"])
@@ -240,6 +244,8 @@ def _read_seed(
     if unread:
         notes.append(f"not evaluated: {', '.join(unread)}")
     notes += older
+    if unverified:
+        notes.append(f"{UNVERIFIED}{', '.join(unverified)}")
     if found.stale:
         notes = [
             *([status] if status in FAILED else []),

@@ -1,11 +1,12 @@
 """What stands in: where the runs of a scale differ from the study as it is written."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from peregrine.config.load import Cell, Project, read_yaml, resolve
 from peregrine.config.models import Run, Study, ViewSpec
+from peregrine.reporting.records import UNVERIFIED
 from peregrine.reporting.words import named
 
 ALWAYS = ("data set", "backbone", "batch size", "epochs")
@@ -30,14 +31,29 @@ def stands_in(project: Project, study: Study, config: Path) -> list[list[str]]:
     return out
 
 
+def unverified(runs: Sequence[Mapping[str, str]]) -> list[list[str]]:
+    """A line on data that are not the official files, by the notes of runs.csv; or none."""
+    notes = {note for run in runs for note in run["detail"].split("; ")}
+    found = sorted(note for note in notes if note.startswith(UNVERIFIED))
+    return [["files of the data", "official", "; ".join(found)]] if found else []
+
+
 def _shown(fact: Callable[[Run], str], cells: Mapping[str, Cell], rows: list[str]) -> str:
     values = dict.fromkeys(fact(cells[row].run) for row in rows)
     return ", ".join(filter(None, values)) or ("\u2013" if rows else "nothing trained")
 
 
 def _data(run: Run) -> str:
-    how = DATA.get(run.dataset.name, "").format(run.views[0].size)
-    return ", ".join(filter(None, [named(run.dataset.name), how]))
+    data = run.dataset
+    how = [DATA.get(data.name, "").format(run.views[0].size)]
+    if data.train_per_class:
+        how.append(f"{data.train_per_class:,} training images a class")
+    if data.validation_per_class:
+        how.append(
+            f"tested on {data.validation_per_class:,} held-out training images a class,"
+            " not on the test set"
+        )
+    return ", ".join(filter(None, [named(data.name), *how]))
 
 
 def _method(key: str, when: Callable[[Mapping[str, Any]], bool] = lambda _: True):

@@ -5,6 +5,9 @@ from collections.abc import Mapping
 
 NAMES = {
     "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "fashion_mnist": "Fashion-MNIST",
+    "svhn": "SVHN",
     "digits": "handwritten digits (scikit-learn)",
     "resnet8": "ResNet-8",
     "knn": "kNN",
