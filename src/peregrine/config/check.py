@@ -51,6 +51,7 @@ HISTORY = frozenset(
     ["lr", "loss", "probe_accuracy"]
     + [f"{layer}_{monitor}" for layer in LAYERS for monitor in ("sd", "rank")]
     + ["invariance", "prior", "contrastive", "similarity"]  # loss terms of the methods
+    + ["redundancy"]
 )
 """Columns of history.csv that can be drawn over its epochs."""
 
