@@ -164,7 +164,7 @@ class TwoBranch(Method):
         else:
             targets = [each.detach() for each in z] if o.detach_target else z
         if o.criterion == "nt_xent":
-            value = nt_xent(z[0].float(), z[1].float(), temperature=o.temperature)
+            value = nt_xent(*map(_precise, z), temperature=o.temperature)
             return {"contrastive": value}
         if self._draws is None:
             self._draws = progress.generator(z[0].device)
@@ -213,7 +213,7 @@ class TwoBranch(Method):
         return extrapolate(z, other, draws, k)
 
     def _criterion(self, online: Tensor, target: Tensor) -> Tensor:
-        online, target, t = online.float(), target.float(), self.options.temperature
+        online, target, t = _precise(online), _precise(target), self.options.temperature
         if self.options.criterion == "infonce":
             return infonce(online, target, temperature=t)
         if self.options.criterion == "infonce_reversed":
@@ -239,3 +239,8 @@ class TwoBranch(Method):
     def describe(self, images: Tensor, reading: str = "corrected") -> Description:
         features = self.backbone(images)
         return Description(features, self.projector(features))
+
+
+def _precise(x: Tensor) -> Tensor:
+    """At least float32: cosines near 1 are too close for bfloat16."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
