@@ -123,13 +123,13 @@ def test_rows_that_the_scale_lacks_rule_out_support(series, verdict):
     result = found([asked("above", "abd", threshold=0.3)], values)
     assert result["tests"][0]["verdict"] == "supported"
     assert result["verdict"] == f"{verdict} @demo"
-    assert "not run at scale demo" in result["reason"]  # of a test with some rows: which are not
+    assert "not run at scale demo: d" in result["reason"]
 
 
 def test_a_threshold_without_any_row_is_not_run():
     result = found([asked("above", "d", threshold=0.3)], {"a": {"m": HIGH}})
     assert result["verdict"] == "not run @demo"
-    assert "not run at scale demo" in result["reason"]  # of a test with some rows: which are not
+    assert "not run at scale demo" in result["reason"]
 
 
 def test_differences_are_paired_by_seed():
@@ -170,7 +170,7 @@ def test_trend_is_the_slope_per_tenfold_of_each_seed():
     assert result["effect"] == pytest.approx(0.1)
     assert result["tests"][0]["verdict"] == "supported"
     assert result["verdict"] == "undecided @demo"
-    assert "not run at scale demo" in result["reason"]  # of a test with some rows: which are not
+    assert "not run at scale demo: d" in result["reason"]
     result = found([asked("trend", "abc", option="method.codes")], values)
     assert result["verdict"] == "supported @demo"
     falling = {row: {"m": values[other]["m"]} for row, other in zip("abc", "cba", strict=True)}
@@ -194,7 +194,7 @@ def test_a_trend_over_no_number_or_over_equal_ones_is_refused():
 def test_a_contrast_with_a_part_missing_is_not_run():
     result = found([asked("difference", "ba", "dd")], {"a": {"m": HIGH}, "b": {"m": HIGH}})
     assert result["verdict"] == "not run @demo"
-    assert "not run at scale demo" in result["reason"]  # of a test with some rows: which are not
+    assert "not run at scale demo: d" in result["reason"]
 
 
 def test_tests_of_a_claim_are_corrected_together():
