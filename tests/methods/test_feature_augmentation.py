@@ -1,4 +1,4 @@
-"""Mask, neighbours and their queue against brute force."""
+"""Mask, neighbours and their queue against brute force; the other operators: test_operators.py."""
 
 import math
 
@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from peregrine.errors import UserError
+from peregrine.methods import feature_augmentation
 from peregrine.methods.base import Progress
-from peregrine.methods.feature_augmentation import FeatureQueue, mask, nearest
+from peregrine.methods.feature_augmentation import FeatureQueue, nearest
 
 
 def rows(n, d, seed=0):
@@ -16,6 +18,12 @@ def rows(n, d, seed=0):
 
 def at(step, seed=0, epoch=0):
     return Progress(seed, epoch, step, 100).generator(torch.device("cpu"))
+
+
+def mask(*given):
+    """The one sample of K = 1."""
+    (out,) = feature_augmentation.mask(*given)
+    return out
 
 
 # Mask --------------------------------------------------------------------------------------------
@@ -116,10 +124,29 @@ def test_neighbours_are_those_of_highest_cosine():
     queue = FeatureQueue(50, 4, seed=3)
     z = rows(30, 4, seed=4) * torch.logspace(-3, 3, 30, dtype=torch.float64)[:, None]
     memory = queue.features.double().numpy()
-    for row, found in zip(z.numpy(), queue.neighbours(z).numpy(), strict=True):
+    for row, found in zip(z.numpy(), queue.neighbours(z)[0].numpy(), strict=True):
         angles = [np.dot(row, m) / np.linalg.norm(row) / np.linalg.norm(m) for m in memory]
         assert np.array_equal(found, memory[int(np.argmax(angles))])
     assert queue.neighbours(z.float()).dtype == torch.float32
+
+
+def test_several_neighbours_come_nearest_first():
+    queue, k = FeatureQueue(50, 4, seed=3), 5
+    z = rows(30, 4, seed=4) * 3
+    found = queue.neighbours(z, k)
+    assert found.shape == (k, 30, 4)
+    assert torch.equal(found[0], queue.neighbours(z)[0])
+    memory = queue.features.double().numpy()
+    for i, row in enumerate(z.numpy()):
+        order = sorted(range(50), key=lambda j: -np.dot(row, memory[j]) / np.linalg.norm(memory[j]))
+        assert np.array_equal(found[:, i].numpy(), memory[order[:k]])
+    leaf = z.clone().requires_grad_()
+    through = nearest(leaf, queue, k, straight_through=True)
+    assert torch.equal(through, found)
+    weights = rows(k * 30, 4, seed=6).view(k, 30, 4)
+    (through * weights).sum().backward()
+    assert torch.allclose(leaf.grad, weights.sum(0), rtol=0, atol=1e-12)
+    assert not nearest(leaf, queue, k, straight_through=False).requires_grad
 
 
 def test_neighbours_under_autocast_are_those_of_float32():
@@ -141,7 +168,7 @@ def test_a_neighbour_is_a_constant_and_straight_through_passes_the_gradient_unch
     through = nearest(z, queue, straight_through=True)
     assert torch.equal(through, constant)  # to the last bit, however long z is
     weights = rows(6, 5, seed=2).to(dtype)
-    (through * weights).sum().backward()
+    (through[0] * weights).sum().backward()
     assert torch.equal(z.grad, weights)  # d(z + detach(nn(z) - z)) / dz = 1
     assert queue.features.grad is None
 
@@ -157,3 +184,21 @@ def test_the_queue_is_saved_and_restored():
         queue.push(rows(4, 3, seed=2))
     assert torch.equal(ours.features, theirs.features)
     assert int(ours.position) == int(theirs.position) == (7 + 5 + 4) % 7
+
+
+@pytest.mark.parametrize(("length", "width"), [(6, 3), (7, 4), (8, 2)])
+def test_a_saved_queue_of_another_shape_is_refused_in_one_line(length, width):
+    saved = FeatureQueue(length, width, seed=0).state_dict()
+    ours = FeatureQueue(7, 3, seed=1)
+    before = ours.features.clone()
+    with pytest.raises(UserError) as caught:
+        ours.load_state_dict(saved)
+    line = str(caught.value)
+    assert f"{length} vectors of width {width}, that of this run 7 of 3" in line
+    assert "method.queue" in line
+    assert "\n" not in line
+    assert torch.equal(ours.features, before)
+    # Also as a part of a whole network, where it is named in full.
+    whole = torch.nn.ModuleDict({"queue": ours})
+    with pytest.raises(UserError, match=r"^queue\.features: "):
+        whole.load_state_dict({f"queue.{key}": value for key, value in saved.items()})

@@ -129,7 +129,7 @@ def test_rows_that_the_scale_lacks_rule_out_support(series, verdict):
 def test_a_threshold_without_any_row_is_not_run():
     result = found([asked("above", "d", threshold=0.3)], {"a": {"m": HIGH}})
     assert result["verdict"] == "not run @demo"
-    assert "not run at scale demo: d" in result["reason"]
+    assert "not run at scale demo" in result["reason"]
 
 
 def test_differences_are_paired_by_seed():

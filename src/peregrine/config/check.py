@@ -52,6 +52,7 @@ HISTORY = frozenset(
     + ["swapped", "distillation", "classification", "variance", "covariance"]  # of the baselines
     + [f"{layer}_{monitor}" for layer in LAYERS for monitor in ("sd", "rank")]
     + ["invariance", "prior", "contrastive", "similarity"]  # loss terms of the methods
+    + ["redundancy"]
 )
 """Columns of history.csv that can be drawn over its epochs."""
 

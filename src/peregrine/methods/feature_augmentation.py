@@ -1,20 +1,23 @@
 """Operators that augment projected features, and the queue that the neighbour operators search.
 
 Zhang et al., arXiv 2410.12396 name the operators; their definitions are declared assumptions
-(feature-augmentation.md, section 2). Every operator maps vectors [n, d] to unit vectors.
+(feature-augmentation.md, section 2). Every operator maps vectors z [n, d] of any length to K unit
+vectors each, [K, n, d], and draws from the given generator only. Gradient flows to z; neighbours,
+the spread of the batch and the other branch are constants.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from peregrine.errors import UserError
 from peregrine.streams import generator
 
 
 class FeatureQueue(nn.Module):
     """First in, first out memory of unit feature vectors; part of the run's saved state.
 
-    Starts with random directions, as NNCLR does.
+    Starts with random directions, as NNCLR and MoCo do.
 
     Args:
         length, width: of the memory [length, width].
@@ -29,6 +32,7 @@ class FeatureQueue(nn.Module):
         start = torch.randn(length, width, generator=generator(seed, "init/queue"))
         self.register_buffer("features", F.normalize(start, dim=1))
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
+        self.register_load_state_dict_pre_hook(_same_shape)
 
     @torch.no_grad()
     def push(self, features: Tensor) -> None:
@@ -40,10 +44,24 @@ class FeatureQueue(nn.Module):
         self.position.copy_((self.position + len(rows)) % length)
 
     @torch.no_grad()
-    def neighbours(self, features: Tensor) -> Tensor:
-        """The stored vector of highest cosine for each row, [n, d]; a constant."""
-        found = cosines(features.to(self.features.dtype), self.features).argmax(dim=1)
-        return self.features[found].to(features.dtype)
+    def neighbours(self, features: Tensor, samples: int = 1) -> Tensor:
+        """The K stored vectors of highest cosine for each row, nearest first: [K, n, d]."""
+        similar = cosines(features.to(self.features.dtype), self.features)
+        if samples == 1:
+            found = similar.argmax(dim=1, keepdim=True)
+        else:
+            found = similar.topk(samples, dim=1).indices
+        return self.features[found.T].to(features.dtype)
+
+
+def _same_shape(queue: FeatureQueue, state: dict[str, Tensor], prefix: str, *_) -> None:
+    saved = state.get(f"{prefix}features", queue.features).shape
+    if saved != queue.features.shape:
+        raise UserError(
+            f"{prefix}features: the saved queue holds {saved[0]} vectors of width {saved[-1]}, that"
+            f" of this run {len(queue.features)} of {queue.features.shape[1]}; use the run's own"
+            " weights, or its method.queue and method.embedding"
+        )
 
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:
@@ -56,14 +74,68 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
         return F.normalize(a, dim=1) @ F.normalize(b, dim=1).T
 
 
-def nearest(z: Tensor, queue: FeatureQueue, *, straight_through: bool) -> Tensor:
-    """Nearest neighbour in the queue, a constant; straight-through passes the gradient to z."""
-    found = queue.neighbours(z)
+def nearest(z: Tensor, queue: FeatureQueue, samples: int = 1, *, straight_through: bool) -> Tensor:
+    """The K nearest neighbours in the queue; straight-through passes the gradient to z."""
+    found = queue.neighbours(z, samples)
     # z + detach(nn(z) - z), without its rounding: the value is the neighbour's to the last bit.
     return found + (z - z.detach()) if straight_through else found
 
 
-def mask(z: Tensor, ratio: float, draws: torch.Generator) -> Tensor:
+def mask(z: Tensor, ratio: float, draws: torch.Generator, samples: int = 1) -> Tensor:
     """Each coordinate kept with probability 1 - ratio, then normalised again."""
-    keep = torch.rand(z.shape, generator=draws, device=z.device) >= ratio
-    return F.normalize(F.normalize(z, dim=1) * keep, dim=1)
+    keep = torch.rand((samples, *z.shape), generator=draws, device=z.device) >= ratio
+    return F.normalize(F.normalize(z, dim=1) * keep, dim=-1)
+
+
+def noise(z: Tensor, share: float, draws: torch.Generator, samples: int = 1) -> Tensor:
+    """Gaussian noise on unit rows, its sd `share` of the batch sd (divisor n) per coordinate."""
+    unit = F.normalize(z, dim=1)
+    sd = share * unit.detach().std(dim=0, correction=0)
+    drawn = torch.randn((samples, *z.shape), generator=draws, device=z.device)
+    return F.normalize(unit + sd * drawn, dim=-1)
+
+
+def mix(z: Tensor, alpha: float, draws: torch.Generator, samples: int = 1) -> Tensor:
+    """Unit rows mixed with another row of the batch each, weight Beta(a, a) on the larger part.
+
+    So a row keeps at least half of itself. Needs n >= 2; every row and sample draws its partner.
+    """
+    unit, n = F.normalize(z, dim=1), len(z)
+    step = torch.randint(1, n, (samples, n), generator=draws, device=z.device)
+    partner = unit[(torch.arange(n, device=z.device) + step) % n]
+    weight = beta(alpha, (samples, n, 1), draws)
+    weight = torch.maximum(weight, 1 - weight)
+    return F.normalize(weight * unit + (1 - weight) * partner, dim=-1)
+
+
+def interpolate(z: Tensor, queue: FeatureQueue, draws: torch.Generator, samples: int = 1) -> Tensor:
+    """Unit rows moved towards their nearest neighbour in the queue, weight uniform in [0, 0.5)."""
+    weight = torch.rand((samples, len(z), 1), generator=draws, device=z.device) / 2
+    return F.normalize((1 - weight) * F.normalize(z, dim=1) + weight * queue.neighbours(z), dim=-1)
+
+
+def extrapolate(z: Tensor, other: Tensor, draws: torch.Generator, samples: int = 1) -> Tensor:
+    """lambda z + (1 - lambda) other of unit rows, lambda = 1 + Beta(2, 2): away from the other.
+
+    Source: positive extrapolation of Zhu et al., ICCV 2021. `other` [n, d] is a constant.
+    """
+    weight = 1 + beta(2, (samples, len(z), 1), draws)
+    other = F.normalize(other.detach(), dim=1)
+    return F.normalize(weight * F.normalize(z, dim=1) + (1 - weight) * other, dim=-1)
+
+
+def beta(a: float, size: tuple[int, ...], draws: torch.Generator) -> Tensor:
+    """Draws of Beta(a, a), on the generator's device; torch's own Beta takes no generator.
+
+    Beta(1, 1) is uniform and Beta(2, 2) the median of three uniforms, both without leaving the
+    device; any other is the inverse of its distribution function, computed on the host.
+    """
+    if a == 1:
+        return torch.rand(size, generator=draws, device=draws.device)
+    if a == 2:
+        uniform = torch.rand((3, *size), generator=draws, device=draws.device)
+        return uniform.median(dim=0).values
+    from scipy.special import betaincinv  # an import that hardly a run needs
+
+    uniform = torch.rand(size, generator=draws, device=draws.device, dtype=torch.float64)
+    return torch.from_numpy(betaincinv(a, a, uniform.cpu().numpy())).float().to(draws.device)

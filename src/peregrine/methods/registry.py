@@ -1,6 +1,7 @@
 """Methods by name. A new method is one file and one line here; nothing is imported until used."""
 
 METHODS: dict[str, str] = {
+    "barlow_twins": "peregrine.methods.barlow_twins:BarlowTwins",
     "falcon": "peregrine.methods.falcon:Falcon",
     "two_branch": "peregrine.methods.two_branch:TwoBranch",
     "swav": "peregrine.methods.swav:SwAV",

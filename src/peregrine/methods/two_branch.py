@@ -12,8 +12,9 @@ feature augmentation FA stand:
     fa>predictor     predictor(FA(z1))   z2            none+predictor
     parallel         predictor(z1)       FA(z2)        none+predictor
 
-Named methods (SimCLR, BYOL) are points of this space: config/presets.yaml. arXiv 2410.12396 has
-the framework; definitions are declared in feature-augmentation.md, section 2.
+FA makes K samples of each feature; the criterion is averaged or, as the free loss, summed over K.
+Named methods (SimCLR, MoCo, NNCLR, BYOL, SimSiam) are points of this space: config/presets.yaml.
+arXiv 2410.12396 has the framework; definitions are declared in feature-augmentation.md, section 2.
 """
 
 import copy
@@ -23,7 +24,6 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from peregrine.config.models import MethodOptions
 from peregrine.data.views import Views
@@ -36,28 +36,51 @@ from peregrine.methods.base import (
     by_role,
     features_of,
 )
-from peregrine.methods.feature_augmentation import FeatureQueue, cosines, mask, nearest
+from peregrine.methods.criteria import cosine, infonce, infonce_queue, nt_xent
+from peregrine.methods.feature_augmentation import (
+    FeatureQueue,
+    extrapolate,
+    interpolate,
+    mask,
+    mix,
+    nearest,
+    noise,
+)
 from peregrine.nets.heads import mlp
 
 
 class Options(MethodOptions):
-    criterion: Literal["infonce", "nt_xent", "cosine", "squared"] = Field(
-        "infonce", description="cosine: -cos; squared: 2 - 2 cos; nt_xent: SimCLR's own 2N - 2."
+    criterion: Literal[
+        "infonce", "infonce_reversed", "infonce_queue", "nt_xent", "cosine", "squared"
+    ] = Field(
+        "infonce",
+        description="infonce_reversed: the target is the anchor (NNCLR); infonce_queue: past"
+        " targets as negatives (MoCo); nt_xent: SimCLR's 2N - 2; cosine: -cos; squared: 2 - 2 cos.",
     )
     directions: Literal["mean", "sum", "one"] = Field(
         "mean", description="Over both view orders; one: source view online, target view target."
     )
     temperature: float = Field(0.2, gt=0, description="InfoNCE and nt_xent.")
+    times_2t: bool = Field(False, description="InfoNCE times twice its temperature (MoCo v3).")
     target: Literal["shared", "ema"] = "shared"
-    ema_start: float = Field(0.99, ge=0, le=1, description="Rises to 1 along a cosine.")
+    ema_start: float = Field(0.99, ge=0, le=1, description="Rises to ema_end along a cosine.")
+    ema_end: float = Field(1.0, ge=0, le=1)
     detach_target: bool = Field(False, description="Stop-gradient on z2; an EMA target has it.")
     placement: Literal[
         "none", "none+predictor", "basic", "predictor>fa", "fa>predictor", "parallel"
     ] = "none"
-    operator: Literal["none", "nn", "mask"] = "none"
+    operator: Literal["none", "nn", "mask", "noise", "mix", "interpolate", "extrapolate"] = "none"
+    samples: int = Field(1, ge=1, description="K, augmented samples of each feature.")
+    reduction: Literal["mean", "free"] = Field(
+        "mean", description="Over the K samples; free: their sum, the free loss."
+    )
     stop_gradient: bool = Field(True, description="Detach the input of FA.")
-    queue: int = Field(65536, ge=1, description="Length of the queue that nn searches.")
+    queue: int = Field(
+        65536, ge=1, description="Length of the queue of nn, interpolate and infonce_queue."
+    )
     mask_ratio: float = Field(0.3, ge=0, lt=1)
+    noise_sd: float = Field(0.1, gt=0, description="As a share of the batch sd per coordinate.")
+    mix_alpha: float = Field(1.0, gt=0, description="a of Beta(a, a).")
     projector_hidden: int = Field(2048, ge=1)
     projector_layers: int = Field(2, ge=1)
     projector_norm: bool = Field(False, description="BatchNorm after the projector's last layer.")
@@ -68,8 +91,19 @@ class Options(MethodOptions):
     def _possible(self) -> "Options":
         augmented = not self.placement.startswith("none")
         if augmented == (self.operator == "none"):
-            need = "an operator (nn, mask)" if augmented else "operator none"
+            need = "an operator (nn, mask, ...)" if augmented else "operator none"
             raise ValueError(f"placement {self.placement} needs {need}")
+        if self.samples > 1 and not augmented:
+            raise ValueError(f"{self.samples} samples need an operator that makes them")
+        if self.operator == "nn" and self.samples > self.queue:
+            raise ValueError(f"{self.samples} neighbours need a queue of at least as many")
+        if self.operator == "nn" and self.criterion == "infonce_queue":
+            raise ValueError(
+                "criterion infonce_queue has the neighbours among its negatives; take another"
+                " operator than nn"
+            )
+        if self.times_2t and not self.criterion.startswith("infonce"):
+            raise ValueError(f"times_2t is for InfoNCE; leave it out with {self.criterion}")
         if self.criterion == "nt_xent" and (
             self.placement != "none" or self.target == "ema" or self.detach_target
         ):
@@ -84,33 +118,6 @@ class Options(MethodOptions):
                 f" and a detached target; set stop_gradient: false or attach the target"
             )
         return self
-
-
-def infonce(online: Tensor, target: Tensor, *, temperature: float) -> Tensor:
-    """-mean_i log softmax_j(cos(a_i, b_j) / T) at j = i: the batch's other targets are negatives.
-
-    Args:
-        online, target: [n, d], of any length; scalar result. Source: feature-augmentation.md, 2.
-    """
-    logits = cosines(online, target) / temperature
-    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
-
-
-def nt_xent(za: Tensor, zb: Tensor, *, temperature: float) -> Tensor:
-    """SimCLR's loss: every view is an anchor, the other 2N - 2 views of both sides are negatives.
-
-    Args:
-        za, zb: [n, d]. Source: Chen et al. 2020, equation 1, mean over 2N anchors.
-    """
-    n = len(za)
-    z = torch.cat([za, zb])
-    logits = (cosines(z, z) / temperature).fill_diagonal_(-torch.inf)
-    return F.cross_entropy(logits, torch.arange(2 * n, device=z.device).roll(n))
-
-
-def cosine(online: Tensor, target: Tensor) -> Tensor:
-    """Mean cosine of paired rows, a scalar; SimSiam minimises its negative, BYOL 2 - 2 of it."""
-    return F.cosine_similarity(online, target, dim=1).mean()
 
 
 class TwoBranch(Method):
@@ -132,9 +139,10 @@ class TwoBranch(Method):
         if o.target == "ema":
             self.target = nn.ModuleList([copy.deepcopy(backbone), copy.deepcopy(self.projector)])
             self.target.requires_grad_(False)
-        uses_queue = o.operator == "nn"
-        self.queue = FeatureQueue(o.queue, o.embedding, setting.seed) if uses_queue else None
+        searched = o.operator in ("nn", "interpolate") or o.criterion == "infonce_queue"
+        self.queue = FeatureQueue(o.queue, o.embedding, setting.seed) if searched else None
         self._newest: list[Tensor] = []
+        self._draws: torch.Generator | None = None
 
     def encode(self, views: Views) -> Encoded:
         encoded = super().encode(views)
@@ -144,60 +152,90 @@ class TwoBranch(Method):
         return encoded
 
     def losses(self, encoded: Encoded, progress: Progress) -> dict[str, Tensor]:
+        o = self.options
         z = [self.projector(features) for features in encoded.online]
         if self.target is not None:
             with torch.no_grad():
                 targets = [self.target[1](features) for features in encoded.target]
         else:
-            targets = [each.detach() for each in z] if self.options.detach_target else z
-        self._newest.append(targets[0].detach())
-        o = self.options
+            targets = [each.detach() for each in z] if o.detach_target else z
         if o.criterion == "nt_xent":
-            value = nt_xent(z[0].float(), z[1].float(), temperature=o.temperature)
+            value = nt_xent(*map(_precise, z), temperature=o.temperature)
             return {"contrastive": value}
-        draws = progress.generator(z[0].device)
+        self._draws = progress.generator(z[0].device)
         orders = [(0, 1)] if o.directions == "one" else [(0, 1), (1, 0)]
-        terms = [self._criterion(*self._branches(z[s], targets[t], draws)) for s, t in orders]
-        total = torch.stack(terms).sum()
-        name = "contrastive" if o.criterion == "infonce" else "similarity"
-        return {name: total / len(terms) if o.directions == "mean" else total}
+        if self.queue is not None:
+            # Neighbours are those of view 1, as in NNCLR; negatives are all targets, as in MoCo.
+            kept = [t for _, t in orders] if o.criterion == "infonce_queue" else [0]
+            self._newest += [targets[t].detach() for t in kept]
+        total = torch.stack([self._one_way(z[s], targets[t]) for s, t in orders]).sum()
+        total = total / len(orders) if o.directions == "mean" else total
+        if o.times_2t:
+            total = 2 * o.temperature * total
+        return {"contrastive" if o.criterion.startswith("infonce") else "similarity": total}
 
-    def _branches(self, z1: Tensor, z2: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Online and target side of one view order, [n, d] each."""
+    def _one_way(self, z1: Tensor, z2: Tensor) -> Tensor:
+        """The criterion of one view order, reduced over the K samples."""
+        values = torch.stack([self._criterion(*sides) for sides in self._sides(z1, z2)])
+        return values.sum() if self.options.reduction == "free" else values.mean()
+
+    def _sides(self, z1: Tensor, z2: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Online and target side, [n, d] each, of every sample: the table of placements."""
         placement = self.options.placement
         if placement == "predictor>fa":
-            return self._augment(self.predictor(z1), draws, same_branch=True), z2
+            return [(a, z2) for a in self._augment(self.predictor(z1), z2, same_branch=True)]
         if placement == "fa>predictor":
-            return self.predictor(self._augment(z1, draws, same_branch=True)), z2
+            return [(self.predictor(a), z2) for a in self._augment(z1, z2, same_branch=True)]
+        online = self.predictor(z1)
         if placement in ("basic", "parallel"):
-            return self.predictor(z1), self._augment(z2, draws, same_branch=False)
-        return self.predictor(z1), z2
+            return [(online, b) for b in self._augment(z2, z1, same_branch=False)]
+        return [(online, z2)]
 
-    def _augment(self, z: Tensor, draws: torch.Generator, *, same_branch: bool) -> Tensor:
-        z = z.detach() if self.options.stop_gradient else z
-        if self.options.operator == "nn":
-            return nearest(z, self.queue, straight_through=same_branch)
-        return mask(z, self.options.mask_ratio, draws)
+    def _augment(self, z: Tensor, other: Tensor, *, same_branch: bool) -> Tensor:
+        """FA of z [n, d] as [K, n, d]; `other` is what the other branch has projected."""
+        o, k, draws = self.options, self.options.samples, self._draws
+        z = z.detach() if o.stop_gradient else z
+        if o.operator == "nn":
+            return nearest(z, self.queue, k, straight_through=same_branch)
+        if o.operator == "mask":
+            return mask(z, o.mask_ratio, draws, k)
+        if o.operator == "noise":
+            return noise(z, o.noise_sd, draws, k)
+        if o.operator == "mix":
+            return mix(z, o.mix_alpha, draws, k)
+        if o.operator == "interpolate":
+            return interpolate(z, self.queue, draws, k)
+        return extrapolate(z, other, draws, k)
 
     def _criterion(self, online: Tensor, target: Tensor) -> Tensor:
-        online, target = online.float(), target.float()
+        online, target, t = _precise(online), _precise(target), self.options.temperature
         if self.options.criterion == "infonce":
-            return infonce(online, target, temperature=self.options.temperature)
+            return infonce(online, target, temperature=t)
+        if self.options.criterion == "infonce_reversed":
+            return infonce(target, online, temperature=t)
+        if self.options.criterion == "infonce_queue":
+            return infonce_queue(online, target, self.queue.features, temperature=t)
         similarity = cosine(online, target)
         return 2 - 2 * similarity if self.options.criterion == "squared" else -similarity
 
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:
+        o = self.options
         if self.target is not None:
             share = math.cos(math.pi * progress.step / max(progress.total_steps, 1))
-            momentum = 1 - (1 - self.options.ema_start) * (share + 1) / 2
+            momentum = o.ema_end - (o.ema_end - o.ema_start) * (share + 1) / 2
             online = [*self.backbone.parameters(), *self.projector.parameters()]
             for slow, fast in zip(self.target.parameters(), online, strict=True):
                 slow.lerp_(fast, 1 - momentum)
-        if self.queue is not None and self._newest:
+        if self._newest:
             self.queue.push(torch.cat(self._newest))
         self._newest = []
 
     def describe(self, images: Tensor, reading: str = "corrected") -> Description:
         features = self.backbone(images)
         return Description(features, self.projector(features))
+
+
+def _precise(x: Tensor) -> Tensor:
+    """At least float32: cosines near 1 are too close for bfloat16."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -186,7 +186,9 @@ def _measured(test: Test, evidence: Evidence) -> Iterator[Finding]:
     """A test's number for each seed; above and below judge every row by itself."""
     here = [row for row in _named(test) if row in evidence.cells]
     absent = [row for row in _named(test) if row not in evidence.cells]
-    remark = f"not run at scale {evidence.scale}: {', '.join(absent)}" if absent else ""
+    remark = f"not run at scale {evidence.scale}" if absent else ""
+    if absent and here:
+        remark += f": {', '.join(absent)}"
     if test.kind in ("above", "below") and here:
         for row in here:
             label = f"{test.label}: {evidence.cells[row].label}"

@@ -84,7 +84,9 @@ FACTS: dict[str, Callable[[Run], str]] = {
     "width of the predictor": _method(
         "predictor_hidden", lambda options: options["placement"] not in ("none", "basic")
     ),
-    "queue of neighbours": _method("queue", lambda options: options["operator"] == "nn"),
+    "queue of neighbours": _method(
+        "queue", lambda options: options["operator"] in ("nn", "interpolate")
+    ),
     "EMA at the start": _method("ema_start", lambda options: options["target"] == "ema"),
     "batch size": lambda run: str(run.batch_size),
     "epochs": lambda run: str(run.epochs),
