@@ -23,9 +23,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-READING = "corrected"
-"""The reading that frozen features are evaluated in."""
-
 INTERRUPTED = 75
 """Exit code of a run that was asked to stop: try again, it goes on (EX_TEMPFAIL)."""
 
@@ -96,7 +93,8 @@ def extract(
     name = project.run(run).dataset.name
     data = load_data(Path(project.config.results) / "data" / f"{name}.safetensors")
     for folder in folders:
-        step(folder, data, pick_device(device), project.protocol.embedding_sample)
+        sizes = project.protocol.embedding_sample, project.protocol.view_sample
+        step(folder, data, pick_device(device), *sizes)
     for folder in folders:
         forget_checkpoint(folder)
 
@@ -106,12 +104,14 @@ def evaluate(
     run: RunId, seed: Seeds, config: Configuration = Path("config"), scale: ScaleName = None
 ) -> None:
     """Linear probe, kNN and clustering on frozen features."""
+    from peregrine.config.check import READINGS
     from peregrine.config.load import load
     from peregrine.evaluation.evaluate import evaluate as step
 
     project = load(config, scale=scale)
     for folder in trained(project, run, seed):
-        step(folder, READING, project.scale.protocol, project.protocol)
+        for reading in READINGS:
+            step(folder, reading, project.scale.protocol, project.protocol)
 
 
 @app.command()
@@ -119,12 +119,14 @@ def diagnose(
     run: RunId, seed: Seeds, config: Configuration = Path("config"), scale: ScaleName = None
 ) -> None:
     """Collapse diagnostics on frozen features."""
+    from peregrine.config.check import READINGS
     from peregrine.config.load import load
     from peregrine.diagnostics.diagnose import diagnose as step
 
     project = load(config, scale=scale)
     for folder in trained(project, run, seed):
-        step(folder, READING, project.scale.protocol, project.protocol)
+        for reading in READINGS:
+            step(folder, reading, project.scale.protocol, project.protocol)
 
 
 @app.command()
