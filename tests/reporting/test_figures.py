@@ -9,6 +9,7 @@ import pytest
 from peregrine.config.load import load
 from peregrine.errors import UserError
 from peregrine.reporting import figures
+from peregrine.reporting import marks as marks_module
 from peregrine.reporting.figures import draw_figures
 
 ROOT = Path(__file__).parents[2]
@@ -195,12 +196,12 @@ def test_a_damaged_curve_is_refused(tmp_path, name, text):
     """Also where its sum was made to fit."""
     (tmp_path / name).write_bytes(text)
     with pytest.raises(UserError, match=rf"{name} is damaged \([^\n]+\); delete it") as error:
-        figures._read_curve(tmp_path / name)
+        marks_module.read_curve(tmp_path / name)
     assert "\n" not in str(error.value)
 
 
 def test_a_curve_without_lines_is_whole(tmp_path):
     (tmp_path / "history.csv").write_text("epoch,lr,loss\n")
     (tmp_path / "spectrum.csv").write_text("layer,index,value\n")
-    assert figures._read_curve(tmp_path / "history.csv").empty
-    assert figures._read_curve(tmp_path / "spectrum.csv").empty
+    assert marks_module.read_curve(tmp_path / "history.csv").empty
+    assert marks_module.read_curve(tmp_path / "spectrum.csv").empty
