@@ -23,9 +23,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-READING = "corrected"
-"""The reading that frozen features are evaluated in."""
-
 INTERRUPTED = 75
 """Exit code of a run that was asked to stop: try again, it goes on (EX_TEMPFAIL)."""
 
@@ -114,7 +111,8 @@ def extract(
     part = project.run(run).dataset
     data = load_data(Path(project.config.results) / "data" / f"{part.name}.safetensors", part)
     for folder in folders:
-        step(folder, data, pick_device(device), project.protocol.embedding_sample)
+        sizes = project.protocol.embedding_sample, project.protocol.view_sample
+        step(folder, data, pick_device(device), *sizes)
     for folder in folders:
         forget_checkpoint(folder)
 
@@ -124,12 +122,14 @@ def evaluate(
     run: RunId, seed: Seeds, config: Configuration = Path("config"), scale: ScaleName = None
 ) -> None:
     """Linear probe, kNN and clustering on frozen features."""
+    from peregrine.config.check import READINGS
     from peregrine.config.load import load
     from peregrine.evaluation.evaluate import evaluate as step
 
     project = load(config, scale=scale)
     for folder in trained(project, run, seed):
-        step(folder, READING, project.scale.protocol, project.protocol)
+        for reading in READINGS:
+            step(folder, reading, project.scale.protocol, project.protocol)
 
 
 @app.command()
@@ -137,12 +137,14 @@ def diagnose(
     run: RunId, seed: Seeds, config: Configuration = Path("config"), scale: ScaleName = None
 ) -> None:
     """Collapse diagnostics on frozen features."""
+    from peregrine.config.check import READINGS
     from peregrine.config.load import load
     from peregrine.diagnostics.diagnose import diagnose as step
 
     project = load(config, scale=scale)
     for folder in trained(project, run, seed):
-        step(folder, READING, project.scale.protocol, project.protocol)
+        for reading in READINGS:
+            step(folder, reading, project.scale.protocol, project.protocol)
 
 
 @app.command()

@@ -19,6 +19,12 @@ from peregrine.files import read_json, read_tensors, sha256, write_json
 
 FEATURES = "features.safetensors"
 
+NOT_AVAILABLE = "n/a"
+"""Status of a reading that a method does not have."""
+
+UNMEASURED = ("nan", NOT_AVAILABLE)
+"""Status of features without arrays: there is nothing to measure."""
+
 
 def joined(*sums: str) -> str:
     """One SHA-256 for several."""

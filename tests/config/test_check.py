@@ -9,8 +9,11 @@ from pydantic import ValidationError
 
 from peregrine.config.check import HISTORY, METRICS, check_study
 from peregrine.config.load import load, read_yaml
-from peregrine.config.models import Study
+from peregrine.config.models import MIXTURES, Study
 from peregrine.diagnostics.collapse import collapse_report
+from peregrine.diagnostics.geometry import geometry_report
+from peregrine.diagnostics.mixture import mixture_report
+from peregrine.diagnostics.released import released_report
 from peregrine.errors import UserError
 from peregrine.evaluation.clustering import cluster_scores
 from peregrine.evaluation.knn import knn_classify
@@ -32,6 +35,12 @@ STUDY = {
          "groups": {"all": ["large"]}, "panels": [{"metric": "features_sd", "label": "sd"}]},
         {"id": "spectrum", "kind": "spectrum", "title": "T", "caption": "C",
          "groups": {"all": ["large"]}, "panels": [{"metric": "features", "label": "f"}]},
+        {"id": "mixtures", "kind": "mixture", "title": "T", "caption": "C",
+         "groups": {"all": ["large"]}, "panels": [
+             {"metric": "collapse/embeddings/mixture_relative", "label": "m",
+              "level": "collapse/embeddings/mixture_chance"}]},
+        {"id": "matrices", "kind": "matrices", "title": "T", "caption": "C",
+         "groups": {"all": ["large"]}, "panels": [{"metric": "similarity", "label": "s"}]},
     ],
     "claims": [{"id": "C1", "statement": "S", "tests": [
         {"kind": "interaction", "label": "L", "metric": "collapse/features/rankme",
@@ -72,6 +81,12 @@ def test_the_study_is_whole():
         ("figures.0.panels.0.level", "codes/chance", "there is no metric 'codes/chance'"),
         ("figures.0.panels.0.reading", "x", "figure rows: there is no reading 'x'"),
         ("figures.1.panels.0.metric", "feature_sd", "did you mean 'features_sd'?"),
+        (
+            "figures.3.panels.0.metric",
+            "collapse/embeddings/mixture_relative_k10",
+            "did you mean 'collapse/embeddings/mixture_relative'?",
+        ),
+        ("figures.4.panels.0.metric", "H^T H", "figure matrices: there is no metric 'H^T H'"),
         ("figures.2.panels.0.metric", "codes", "figure spectrum: there is no metric 'codes'"),
         ("claims.0.tests.0.rows", ["x"], "study toy: claim C1: there is no row 'x'"),
         ("claims.0.tests.0.against", ["x"], "claim C1: there is no row 'x'"),
@@ -112,8 +127,8 @@ def test_the_shipped_studies_are_whole():
 
 def test_the_metrics_are_those_that_the_evaluations_return():
     draw = np.random.default_rng(0)
-    x, y = draw.normal(size=(60, 4)), np.arange(60) % 6
-    codes = draw.integers(8, size=60)
+    x, y = draw.normal(size=(600, 6)), np.arange(600) % 6  # a mixture of 200 needs 600
+    codes = draw.integers(8, size=600)
     common = {"c_grid": (0.1, 1.0), "split_seed": 0, "max_iter": 50}
     scores = cluster_scores(y, codes, permutations=2, seed=0)
     written = {
@@ -122,7 +137,17 @@ def test_the_metrics_are_those_that_the_evaluations_return():
         "knn": knn_classify(x, y, x, y, k=3, temperature=0.1),
         "kmeans": scores,
         "codes": scores,
-        "collapse": collapse_report(x, x, codes, np.full(8, 1 / 8), 8, y),
+        "collapse": collapse_report(x, x, codes, np.full(8, 1 / 8), 8, y)
+        | released_report(x, codes, 8, MIXTURES, sample=600, seed=0)
+        | {
+            f"{layer}/{name}": value
+            for layer in ("features", "embeddings")
+            for report in (
+                geometry_report(x, labels=y, codes=codes, views=[x[:300], x[300:]]),
+                mixture_report(x, MIXTURES, sample=600, seed=0),
+            )
+            for name, value in report.items()
+        },
     }
     names = {name for key, value in written.items() for name, _ in numbers(key, value)}
     assert names | {"online_probe/accuracy"} == METRICS

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -54,6 +55,15 @@ FIGURES = [
      "panels": [_panel("probe_accuracy", "probe, %", percent=True)]},
     {"id": "spectrum", "kind": "spectrum", "groups": {"all": ["untrained", "c16"]},
      "panels": [_panel("features", "features"), _panel("embeddings", "embeddings")]},
+    {"id": "readings", "kind": "spectrum", "groups": {"all": ["c16", "c256"]},
+     "panels": [_panel("embeddings", "ours"),
+                _panel("embeddings", "released", reading="released")]},
+    {"id": "mixtures", "kind": "mixture", "groups": {"all": ["c16", "c64"]},
+     "panels": [_panel("collapse/embeddings/mixture_relative", "relative",
+                       level="collapse/embeddings/mixture_chance"),
+                _panel("collapse/embeddings/mixture_entropy", "released", reading="released")]},
+    {"id": "matrices", "kind": "matrices", "groups": {"all": ["c16", "c256", "mixed"]},
+     "panels": [_panel("correlation", "H^T H"), _panel("similarity", "H H^T")]},
 ]  # fmt: skip
 
 
@@ -91,6 +101,7 @@ COLUMNS = [
     {"metric": "few/accuracy", "label": "few", "published": "few"},
     {"metric": "online_probe/accuracy", "reading": "released", "label": "online"},
     {"metric": "codes/ami", "label": "AMI"},
+    {"metric": "codes/nmi", "reading": "released", "label": "released NMI"},
 ]  # fmt: skip
 STUDY = {
     "name": "toy",
@@ -215,11 +226,38 @@ class World:
             "collapse": {
                 "features/rankme": 2 + accuracy,
                 "features/rankme_ceiling": WIDTH,
+                "embeddings/mixture_relative_k10": -accuracy,
+                "embeddings/mixture_chance_k10": -0.125,
+                "embeddings/mixture_relative_k20": -2 * accuracy,
                 "spectrum_sha256": files.sha256(path),
+                "matrices_sha256": self._matrices(folder, seed),
             },
         }.items():
             facts = identified(name, given, self.project)
             files.write_json(folder / "corrected" / f"{name}-standard.json", facts | numbers)
+        # The method of c16 has no released reading.
+        path = folder / "released" / "spectrum.csv"
+        lines = [("embeddings", i, value) for i, value in enumerate((2.0, 0.5, 1e-7))]
+        files.write_csv(path, ("layer", "index", "value"), [] if row == "c16" else lines)
+        for name, numbers in {
+            "clustering": {"codes": {"nmi": 0.25}},
+            "collapse": {"embeddings/mixture_entropy_k10": -11000.0},
+        }.items():
+            facts = identified(name, given, self.project)
+            facts |= {"status": "n/a"} if row == "c16" else numbers
+            sums = {"spectrum_sha256": files.sha256(path)} if name == "collapse" else {}
+            files.write_json(folder / "released" / f"{name}-standard.json", facts | sums)
+
+    def _matrices(self, folder: Path, seed: int) -> str:
+        """Three coordinates, four images of the classes 7, 7, 8, 9."""
+        path = folder / "corrected" / "matrices.safetensors"
+        arrays = {
+            "embeddings_correlation": np.eye(3, dtype=np.float32) - np.float32(seed / 8),
+            "embeddings_similarity": np.ones((4, 4), np.float32),
+            "similarity_labels": np.array([7, 7, 8, 9]),
+        }
+        files.write_tensors(path, arrays)
+        return files.sha256(path)
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,34 @@ def test_an_evaluation_without_provenance_is_stale(world):
     assert world.states("small")[0][1].startswith("stale: corrected/knn does not say what")
 
 
+def test_a_reading_that_is_not_available_is_no_stale_one(world):
+    def write(**over):
+        facts = world.facts("small", 1, "clustering", **over) | {"status": "n/a"}
+        files.write_json(world.folder("small", 1) / "released" / "clustering-standard.json", facts)
+
+    write()
+    assert world.states("small")[1] == ("finished", "")
+    lines = [line for line in world.lines("runs.csv") if line["row"] == "small"]
+    assert [line["not_available"] for line in lines] == ["", "released", ""]
+    write(weights="0")
+    status, detail = world.states("small")[1]
+    assert status == "stale"
+    assert detail.startswith("stale: released/clustering is of other weights")
+
+
+def test_the_released_reading_is_measured_beside_the_corrected(world):
+    for seed in range(3):
+        facts = world.facts("small", seed, "clustering") | {"codes": {"nmi": 0.25 + seed}}
+        path = world.folder("small", seed) / "released" / "clustering-standard.json"
+        files.write_json(path, facts)
+    found = [line for line in world.lines("metrics.csv") if line["metric"] == "codes/nmi"]
+    assert [(line["reading"], line["value"]) for line in found] == [
+        ("released", "0.25"),
+        ("released", "1.25"),
+        ("released", "2.25"),
+    ]
+
+
 def test_a_stale_seed_that_failed_stays_a_failed_one(world):
     world.outcome("small", 1, "nan")
     status, detail = world.states("small")[1]

@@ -9,6 +9,7 @@ import pytest
 from peregrine.config.load import load
 from peregrine.errors import UserError
 from peregrine.reporting import figures
+from peregrine.reporting import marks as marks_module
 from peregrine.reporting.figures import draw_figures
 
 ROOT = Path(__file__).parents[2]
@@ -90,6 +91,46 @@ def test_a_spectrum_is_a_share_of_the_variance(collected):
     assert [line["x"] for line in features] == ["1", "2", "3", "4"]  # the fifth is rounding
 
 
+def test_a_released_spectrum_is_drawn_as_it_is(collected):
+    lines = marks(collected, "readings", panel="released", label="Toy, c = 256", kind="mean")
+    # Squares of 2 and 1/2; the third is float32 rounding of the first.
+    assert [(line["x"], line["value"]) for line in lines] == [("1", "4.0"), ("2", "0.25")]
+    assert not marks(collected, "readings", panel="released", kind="level")
+    assert marks(collected, "readings", panel="ours", kind="level")
+
+
+def test_mixtures_are_drawn_over_their_components(collected):
+    lines = marks(collected, "mixtures", panel="relative", label="Toy, c = 16", kind="mean")
+    found = [(line["x"], float(line["value"])) for line in lines]
+    assert found == [("10", pytest.approx(-0.9)), ("20", pytest.approx(-1.8))]
+    levels = marks(collected, "mixtures", kind="level", label="Toy, c = 16")
+    assert [(line["x"], line["value"]) for line in levels] == [("10", "-0.125")]
+    lines = marks(collected, "mixtures", panel="released", kind="seed")
+    assert {(line["label"], line["value"]) for line in lines} == {("Toy, c = 64", "-11000.0")}
+
+
+def test_matrices_are_those_of_the_first_seed_that_has_them(collected):
+    cells = marks(collected, "matrices", panel="H^T H", kind="seed", label="Toy, c = 256")
+    assert {cell["seed"] for cell in cells} == {"1"}  # seed 0 never began
+    assert len(cells) == 9
+    assert {cell["value"] for cell in cells if cell["x"] == cell["y"]} == {"0.875"}
+    assert {cell["value"] for cell in cells if cell["x"] != cell["y"]} == {"-0.125"}
+    classes = marks(collected, "matrices", kind="class", label="Toy, c = 16")
+    assert [(c["panel"], c["value"]) for c in classes] == [
+        ("H H^T", value) for value in ("7.0", "7.0", "8.0", "9.0")
+    ]
+    assert not marks(collected, "matrices", label="Toy <mixed> & odd")
+
+
+def test_what_has_no_released_reading_is_said(collected, notes):
+    draw_figures(collected.project, "toy", collected.results)
+    assert notes["mixtures"][-1] == "No released reading: Toy, c = 16."
+    assert notes["readings"][-1] == "No released reading: Toy, c = 16."
+    assert not [line for line in notes["sizes"] if "reading" in line]
+    # Matrices are of one seed, so that only a row without any is named.
+    assert [line[:19] for line in notes["matrices"]] == ["Toy <mixed> & odd: "]
+
+
 def test_a_history_has_a_line_per_seed_and_their_mean(collected):
     lines = marks(collected, "training", label="Toy, c = 256", x="2")
     assert {(line["kind"], line["seed"]): float(line["value"]) for line in lines} == {
@@ -115,7 +156,7 @@ def test_pictures_are_the_same_bytes_again_and_show_the_numbers(collected):
     before = {path.name: path.read_bytes() for path in folder.glob("*.*")}
     assert sorted(before) == sorted(
         f"{name}.{end}"
-        for name in ("sizes", "rows", "gain", "training", "spectrum")
+        for name in (figure.id for figure in collected.project.study("toy").figures)
         for end in ("svg", "png")
     )
     assert all(b"<dc:date>" not in data and b"Software" not in data for data in before.values())
@@ -138,12 +179,14 @@ def test_the_configured_figures_draw_without_any_run(tmp_path, notes, fixed_code
         figures, "render", lambda *given: record(*given) or {"svg": b"", "png": b""}
     )
     project = load(ROOT / "config", scale="demo")
+    kinds = set()
     for name, study in project.studies.items():
+        kinds |= {figure.kind for figure in study.figures}
         notes.clear()
         collect(project, name, tmp_path, ROOT / "config")
         assert list(notes) == [figure.id for figure in study.figures]
-        assert len(study.figures) >= 3
         assert all("0 of 3 seeds" in line[0] or "Not run" in line[0] for line in notes.values())
+    assert kinds == set(figures.MARKS)
 
 
 def test_a_figure_without_a_run_is_a_panel_that_says_so(collected):
@@ -164,14 +207,19 @@ def test_a_figure_that_the_study_has_no_longer_goes(collected, notes):
 
 
 @pytest.mark.parametrize(
-    ("name", "step"), [("history.csv", "pretrain"), ("corrected/spectrum.csv", "diagnose")]
+    ("name", "step"),
+    [
+        ("history.csv", "pretrain"),
+        ("corrected/spectrum.csv", "diagnose"),
+        ("corrected/matrices.safetensors", "diagnose"),
+    ],
 )
 def test_a_changed_curve_is_refused(collected, notes, name, step):
     path = collected.seed_folder("c16", 0) / name
     before = path.read_bytes()
     path.write_bytes(before + b"\n")
     try:
-        with pytest.raises(UserError, match=rf"\.csv is missing or was changed; rerun {step}"):
+        with pytest.raises(UserError, match=rf"{name} is missing or was changed; rerun {step}"):
             draw_figures(collected.project, "toy", collected.results)
     finally:
         path.write_bytes(before)
@@ -195,12 +243,12 @@ def test_a_damaged_curve_is_refused(tmp_path, name, text):
     """Also where its sum was made to fit."""
     (tmp_path / name).write_bytes(text)
     with pytest.raises(UserError, match=rf"{name} is damaged \([^\n]+\); delete it") as error:
-        figures._read_curve(tmp_path / name)
+        marks_module.read_curve(tmp_path / name)
     assert "\n" not in str(error.value)
 
 
 def test_a_curve_without_lines_is_whole(tmp_path):
     (tmp_path / "history.csv").write_text("epoch,lr,loss\n")
     (tmp_path / "spectrum.csv").write_text("layer,index,value\n")
-    assert figures._read_curve(tmp_path / "history.csv").empty
-    assert figures._read_curve(tmp_path / "spectrum.csv").empty
+    assert marks_module.read_curve(tmp_path / "history.csv").empty
+    assert marks_module.read_curve(tmp_path / "spectrum.csv").empty

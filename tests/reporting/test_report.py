@@ -139,6 +139,18 @@ def test_cells_print_ours_beside_the_published_number(printed):
     assert gain.split() == ["+1.5", "(\u221217.6", "to", "+20.6)"]
 
 
+def test_a_reading_that_a_method_does_not_have_is_not_available(printed):
+    """The notebook came to the same; the online probe, measured while training, is there."""
+    cell = cell_of(printed, 0, "Toy, c = 16", "released NMI")
+    assert (cell["ours"], cell["verdict"], cell["seeds"], cell["notes"]) == ("n/a", "", "", [])
+    assert cell_of(printed, 0, "Toy, c = 64", "released NMI")["ours"] == "0.250"
+    assert cell_of(printed, 0, "Toy, c = 1024", "released NMI")["ours"] == "not run"
+    assert cell_of(printed, 0, "Toy <mixed> & odd", "released NMI")["ours"] == "mixed"
+    assert cell_of(printed, 0, "Toy, c = 16", "online")["absent"] is False
+    [run] = [run for run in printed["runs"] if run["label"] == "Toy, c = 16"]
+    assert run["seeds"] == "0, 1, 2 finished"
+
+
 def test_every_kind_of_cell_verdict_is_recomputed(printed):
     """The notebook compared these with its own; published with two decimals, so tol is .01."""
     verdicts = {

@@ -91,6 +91,8 @@ assert set(metrics["seed"]) <= set(seeds) == set(runs["seed"])
 
 # %%
 mixed_rows = set(runs["row"][runs["status"] == "mixed"])
+lacking = runs[runs["not_available"].str.split().map(lambda names: "released" in names)]
+no_released = set(lacking["row"])  # their method does not have the released reading: n/a
 
 
 def values(row, metric, reading):
@@ -185,6 +187,8 @@ def recomputed(table, row, column, known):
     number, unit, decimals, n = known.get((row, column["label"]), (np.nan, "1", 0, None))
     unit = {"1": 1.0, "%": 0.01}[unit]
     verdict = "mixed" if row in mixed_rows else ""
+    if not verdict and len(x) == 0 and column["reading"] == "released" and row in no_released:
+        verdict = "n/a"
     if not verdict and not pd.isna(number):
         same_setup = scale == "paper" and not table["other_setup"]
         same_setup = same_setup and row not in declared["overlaid"]
@@ -213,7 +217,8 @@ def text(cell, column):
     """A cell in words."""
     times, digits = (100 if column["percent"] else 1), column["decimals"]
     if cell.seeds == 0:
-        lines = ["not run" if cell.row not in declared["rows"] else "no result"]
+        absent = "no result" if cell.row in declared["rows"] else "not run"
+        lines = [] if cell.verdict == "n/a" else [absent]
     else:
         varies = cell.seeds > 1 and round(cell.sd, 6) > 0
         half = f" ± {times * (cell.high - cell.mean):.{digits}f}" if varies else ""
@@ -234,7 +239,8 @@ for table in declared["tables"]:
     known = {(row, column): numbers for row, column, *numbers in table["published_values"]}
     places = [(row, column) for row in table["rows"] for column in table["columns"]]
     ours = pd.DataFrame([recomputed(table, row, column, known) for row, column in places])
-    theirs = pd.read_csv(folder / "tables" / f"{table['id']}.csv", dtype={"verdict": str})
+    path = folder / "tables" / f"{table['id']}.csv"
+    theirs = pd.read_csv(path, dtype={"verdict": str}, keep_default_na=False, na_values=[""])
     theirs["verdict"] = theirs["verdict"].fillna("")
     assert list(ours["row"] + ours["column"]) == list(theirs["row"] + theirs["column"])
     for key in ours.columns[2:]:

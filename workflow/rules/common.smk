@@ -6,6 +6,7 @@ from snakemake.exceptions import WorkflowError
 # The models of peregrine.config, without torch: this file is read at every planning.
 sys.path.insert(0, str(Path("src").resolve()))
 
+from peregrine.config.check import READINGS
 from peregrine.config.fingerprint import fingerprint
 from peregrine.config.identity import digest
 from peregrine.config.load import load
@@ -33,7 +34,6 @@ REPORTS = f"{PROJECT.config.reports}/{SCALE}"
 LOGS = f"{RESULTS}/logs"
 BENCHMARKS = f"{RESULTS}/benchmarks"
 PROTOCOL = PROJECT.scale.protocol
-READING = "corrected"
 
 # All seeds of a run in one job, or one job a seed: what the scale says.
 TOGETHER = PROJECT.scale.seeds_per_job == "all"
@@ -92,9 +92,11 @@ def results_of_study(wildcards):
         "outcome.json",
         "manifest.json",
         "history.csv",
-        f"{READING}/spectrum.csv",
-        *(f"{READING}/{kind}-{PROTOCOL}.json" for kind in EVALUATIONS),
-        f"{READING}/collapse-{PROTOCOL}.json",
+        *(f"corrected/{kind}-{PROTOCOL}.json" for kind in EVALUATIONS),
+        f"released/clustering-{PROTOCOL}.json",
+        *(f"{reading}/collapse-{PROTOCOL}.json" for reading in READINGS),
+        *(f"{reading}/spectrum.csv" for reading in READINGS),
+        "corrected/matrices.safetensors",
     ]
     return expand(
         f"{RUNS}/{{run}}/seed-{{seed}}/{{name}}",

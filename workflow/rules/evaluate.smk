@@ -6,7 +6,8 @@ rule extract:
         backbone=of_seeds("backbone.safetensors"),
         method=of_seeds("method.safetensors"),
     output:
-        features=ensure(of_seeds(f"{READING}/features.safetensors"), non_empty=True),
+        corrected=ensure(of_seeds("corrected/features.safetensors"), non_empty=True),
+        released=ensure(of_seeds("released/features.safetensors"), non_empty=True),
     log:
         f"{LOGS}/extract/{JOB}.log",
     benchmark:
@@ -21,7 +22,7 @@ rule extract:
     params:
         scale=SCALE,
         code=code_of("extract"),
-        protocol=PROJECT.protocol.embedding_sample,
+        protocol=[PROJECT.protocol.embedding_sample, PROJECT.protocol.view_sample],
         threads=PROJECT.scale.training_threads,
         seeds=seed_options,
     message:
@@ -33,11 +34,13 @@ rule extract:
 
 rule evaluate:
     input:
-        features=of_seeds(f"{READING}/features.safetensors"),
+        corrected=of_seeds("corrected/features.safetensors"),
+        released=of_seeds("released/features.safetensors"),
     output:
-        linear=of_seeds(f"{READING}/linear-{PROTOCOL}.json"),
-        knn=of_seeds(f"{READING}/knn-{PROTOCOL}.json"),
-        clustering=of_seeds(f"{READING}/clustering-{PROTOCOL}.json"),
+        linear=of_seeds(f"corrected/linear-{PROTOCOL}.json"),
+        knn=of_seeds(f"corrected/knn-{PROTOCOL}.json"),
+        clustering=of_seeds(f"corrected/clustering-{PROTOCOL}.json"),
+        released=of_seeds(f"released/clustering-{PROTOCOL}.json"),
     log:
         f"{LOGS}/evaluate/{JOB}.log",
     benchmark:
@@ -62,10 +65,14 @@ rule evaluate:
 
 rule diagnose:
     input:
-        features=of_seeds(f"{READING}/features.safetensors"),
+        corrected=of_seeds("corrected/features.safetensors"),
+        released=of_seeds("released/features.safetensors"),
     output:
-        collapse=of_seeds(f"{READING}/collapse-{PROTOCOL}.json"),
-        spectrum=of_seeds(f"{READING}/spectrum.csv"),
+        collapse=of_seeds(f"corrected/collapse-{PROTOCOL}.json"),
+        spectrum=of_seeds("corrected/spectrum.csv"),
+        matrices=of_seeds("corrected/matrices.safetensors"),
+        released=of_seeds(f"released/collapse-{PROTOCOL}.json"),
+        released_spectrum=of_seeds("released/spectrum.csv"),
     log:
         f"{LOGS}/diagnose/{JOB}.log",
     benchmark:

@@ -7,7 +7,7 @@ tests/config/test_check.py holds the names against what the evaluations really r
 import difflib
 from collections.abc import Iterable, Iterator
 
-from peregrine.config.models import Figure, Study
+from peregrine.config.models import MIXTURES, Figure, Study
 from peregrine.errors import UserError
 
 READINGS = ("corrected", "released")
@@ -27,7 +27,17 @@ LAYER = (
     "n d constant feature_sd+ceiling rankme+ceiling effective_rank+ceiling"
     " participation_ratio+ceiling intraclass_variance+ceiling+chance+groups"
     " intracluster_variance+ceiling+chance+groups"
+    " alpha_req+points offdiagonal+chance+codes class_contrast code_contrast"
+    " alignment+chance uniformity+floor"
+    " mixture_n mixture_rank mixture_entropy_ceiling gaussian_entropy"
 )
+MIXTURE_CURVES = [
+    f"collapse/{layer}/mixture_{what}"
+    for layer in LAYERS
+    for what in ("entropy", "relative", "chance")
+]
+"""Measured for every number k of components, with _k{k} at the end."""
+
 METRICS = frozenset(
     [
         "online_probe/accuracy",
@@ -41,6 +51,8 @@ METRICS = frozenset(
         *_names("codes", CLUSTERS),
         *_names("collapse/features", LAYER),
         *_names("collapse/embeddings", LAYER),
+        *_names("collapse/embeddings", "mixture_padding"),
+        *(f"{curve}_k{k}" for curve in MIXTURE_CURVES for k in MIXTURES),
         *_names("collapse/codes", "c n usage_entropy+ceiling+ratio occupied+ceiling+random"),
         *_names("collapse/codes", "dead+floor+share+share_floor soft_entropy+ceiling+ratio"),
     ]
@@ -56,7 +68,15 @@ HISTORY = frozenset(
 )
 """Columns of history.csv that can be drawn over its epochs."""
 
-DRAWN = {"history": HISTORY, "spectrum": LAYERS}
+MATRICES = ("correlation", "similarity")
+"""H^T H and H H^T of the embeddings."""
+
+DRAWN = {
+    "history": HISTORY,
+    "spectrum": LAYERS,
+    "mixture": MIXTURE_CURVES,
+    "matrices": MATRICES,
+}
 """Kind of figure -> what its panels draw, where that is no metric."""
 
 

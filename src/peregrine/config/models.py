@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+MIXTURES = (10, 20, 50, 100, 200)
+"""Numbers of components in the released code's figure of mixture entropies."""
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
 Folder = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./-]*[A-Za-z0-9_.-]$", max_length=200)]
@@ -235,7 +238,9 @@ class Table(Model):
 class Panel(Model):
     """One pair of axes of a figure."""
 
-    metric: str = Field(description="A metric of metrics.csv, a layer or a column of history.csv.")
+    metric: str = Field(
+        description="A metric, a layer, a column of history.csv or what stands before _k{k}."
+    )
     label: str
     reading: Name = "corrected"
     percent: bool = Field(False, description="Drawn times 100.")
@@ -250,7 +255,15 @@ class Figure(Model):
     """What is drawn from the collected numbers; see peregrine.reporting.figures."""
 
     id: Name
-    kind: Literal["metric_over_option", "spectrum", "history", "metric_by_row", "gain"]
+    kind: Literal[
+        "metric_over_option",
+        "spectrum",
+        "history",
+        "metric_by_row",
+        "gain",
+        "mixture",
+        "matrices",
+    ]
     title: str
     caption: str
     groups: dict[str, tuple[str, ...]] = Field(
@@ -399,6 +412,15 @@ class Protocol(Model):
     kmeans_restarts: int = Field(ge=1)
     chance_permutations: int = Field(ge=1)
     embedding_sample: int = Field(ge=2, description="Train embeddings kept for the diagnostics.")
+    view_sample: int = Field(
+        1000, ge=2, description="Test images whose views alignment and uniformity compare."
+    )
+    mixture_components: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        MIXTURES, min_length=1, description="Sizes of the Gaussian mixtures; n / 3 at most."
+    )
+    mixture_sample: int = Field(
+        5000, ge=3, description="Most test images that a Gaussian mixture is fitted to."
+    )
 
 
 class Config(Model):

@@ -66,14 +66,16 @@ def unit_rows(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return x / np.where(length > 0, length, 1.0)
 
 
-def _centred(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def centred(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`x` [n, d] minus its column means, exactly 0 for a constant."""
     # The first row is taken off before the mean: the mean of equal numbers is rounded, so a
     # constant matrix would keep a residue, and with it a rank.
     shifted = x - x[0]
     return shifted - shifted.mean(axis=0)
 
 
-def _rounding_floor(x: NDArray[np.float64]) -> float:
+def rounding_floor(x: NDArray[np.float64]) -> float:
+    """Frobenius norm of the largest change that rounding `x` to float32 can make."""
     # Rounding x to float32 moves it by a matrix of Frobenius norm <= FLOAT32_STEP / 2 * |x|, which
     # bounds every singular value that rounding alone can create.
     return FLOAT32_STEP * float(np.linalg.norm(x))
@@ -104,7 +106,7 @@ def spectrum(x: ArrayLike) -> NDArray[np.float64]:
     number and lose everything below 1e-8 of the largest value, the very tail the spectra show.
     Raises ValueError on values that are not finite.
     """
-    return svd(_centred(finite_matrix(x, "x")), compute_uv=False, check_finite=False)
+    return svd(centred(finite_matrix(x, "x")), compute_uv=False, check_finite=False)
 
 
 def feature_sd(x: ArrayLike) -> float:
@@ -116,7 +118,7 @@ def feature_sd(x: ArrayLike) -> float:
     no row is zero. The statistic of SimSiam (Chen and He 2021), scaled by sqrt(d).
     Blind to dimensional collapse: u and -u alone reach 1. Raises ValueError on non-finite values.
     """
-    rows = _centred(unit_rows(finite_matrix(x, "x")))
+    rows = centred(unit_rows(finite_matrix(x, "x")))
     return float(np.sqrt((rows**2).sum() / len(rows)))
 
 
@@ -143,7 +145,7 @@ def effective_rank(x: ArrayLike) -> float:
     not finite.
     """
     matrix = finite_matrix(x, "x")
-    return _effective_rank(spectrum(matrix), _rounding_floor(matrix))
+    return _effective_rank(spectrum(matrix), rounding_floor(matrix))
 
 
 def participation_ratio(x: ArrayLike) -> float:
@@ -153,7 +155,7 @@ def participation_ratio(x: ArrayLike) -> float:
     the leading directions more than the effective rank. Raises ValueError on non-finite values.
     """
     matrix = finite_matrix(x, "x")
-    return _participation_ratio(spectrum(matrix), _rounding_floor(matrix))
+    return _participation_ratio(spectrum(matrix), rounding_floor(matrix))
 
 
 def intracluster_variance(x: ArrayLike, labels: ArrayLike) -> float:
@@ -169,7 +171,7 @@ def intracluster_variance(x: ArrayLike, labels: ArrayLike) -> float:
     _, member, size = np.unique(
         label_vector(labels, "labels", len(rows)), return_inverse=True, return_counts=True
     )
-    rows = _centred(rows)
+    rows = centred(rows)
     total = (rows**2).sum()
     if total <= len(rows) * FLOAT32_STEP**2:
         return 0.0
@@ -241,7 +243,7 @@ def _layer_report(
 ) -> dict[str, float | int]:
     matrix = finite_matrix(x, name)
     n, d = matrix.shape
-    singular, floor = spectrum(matrix), _rounding_floor(matrix)
+    singular, floor = spectrum(matrix), rounding_floor(matrix)
     rank = _effective_rank(singular, floor)
     report: dict[str, float | int] = {
         "n": n,

@@ -1,34 +1,94 @@
 """Frozen features -> collapse diagnostics of one protocol: numbers with ceilings, and spectra."""
 
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from peregrine.config.models import Protocol
 from peregrine.diagnostics.collapse import collapse_report, spectrum
-from peregrine.files import sha256, write_csv
-from peregrine.frozen import read_features, write_result
+from peregrine.diagnostics.geometry import geometry_report
+from peregrine.diagnostics.matrices import correlation_picture, shown, similarity_picture
+from peregrine.diagnostics.mixture import mixture_report
+from peregrine.diagnostics.released import released_report, released_spectrum
+from peregrine.files import sha256, write_csv, write_tensors
+from peregrine.frozen import UNMEASURED, read_features, write_result
+
+LAYERS = ("features", "embeddings")
+MATRICES = "matrices.safetensors"
 
 
 def diagnose(folder: Path, reading: str, name: str, protocol: Protocol) -> None:
     """Write {reading}/collapse-{name}.json and spectrum.csv (layer, index, value) on test images.
 
-    Singular values are those of the centred matrix, 9 digits. A run that ended in NaN has none.
+    Singular values are those of the centred matrix - in the released reading of the scaled one -
+    with 9 digits. The corrected reading also has matrices.safetensors: embeddings_correlation
+    [m, m], embeddings_similarity [k, k] and similarity_labels [k], three decimals. A run that ended
+    in NaN, and a method that does not have the reading, has no numbers.
     """
     arrays, facts = read_features(folder, reading)
-    codes = int(facts["codes"]) or None
-    report, rows = {}, []
-    if facts["status"] != "nan":
-        layers = {layer: arrays[f"test_{layer}"] for layer in ("features", "embeddings")}
-        report = collapse_report(
-            layers["features"],
-            layers["embeddings"],
-            arrays.get("test_codes"),
-            arrays.get("test_usage"),
-            codes if "test_codes" in arrays else None,
-            arrays["test_labels"],
-        )
-        for layer, x in layers.items():
-            rows += [(layer, i, f"{value:.9g}") for i, value in enumerate(spectrum(x))]
+    report: dict[str, Any] = {}
+    spectra: dict[str, np.ndarray] = {}
+    pictures: dict[str, np.ndarray] = {}
+    if facts["status"] not in UNMEASURED:
+        if reading == "released":
+            report, spectra = _released(arrays, int(facts["codes"]), protocol)
+        else:
+            report, spectra = _corrected(arrays, int(facts["codes"]) or None, protocol)
+            pictures = _pictures(arrays)
+    rows = [
+        (layer, index, f"{value:.9g}")
+        for layer, values in spectra.items()
+        for index, value in enumerate(values)
+    ]
     path = folder / reading / "spectrum.csv"
     write_csv(path, ("layer", "index", "value"), rows)
     report["spectrum_sha256"] = sha256(path)
+    if reading == "corrected":
+        path = folder / reading / MATRICES
+        write_tensors(path, pictures, run=facts["run"], seed=facts["seed"])
+        report["matrices_sha256"] = sha256(path)
     write_result(folder, reading, "collapse", (name, protocol), facts, report)
+
+
+def _corrected(
+    arrays: dict[str, np.ndarray], c: int | None, protocol: Protocol
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    codes, usage = arrays.get("test_codes"), arrays.get("test_usage")
+    layers = {layer: arrays[f"test_{layer}"] for layer in LAYERS}
+    report = collapse_report(*layers.values(), codes, usage, c, arrays["test_labels"])
+    for layer, x in layers.items():
+        more = geometry_report(
+            x, labels=arrays["test_labels"], codes=codes, views=arrays.get(f"views_{layer}")
+        ) | mixture_report(
+            x,
+            protocol.mixture_components,
+            sample=protocol.mixture_sample,
+            seed=protocol.split_seed,
+        )
+        report |= {f"{layer}/{key}": value for key, value in more.items()}
+    return report, {layer: spectrum(x) for layer, x in layers.items()}
+
+
+def _released(
+    arrays: dict[str, np.ndarray], c: int, protocol: Protocol
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    report = released_report(
+        arrays["test_embeddings"],
+        arrays["test_codes"],
+        c,
+        protocol.mixture_components,
+        sample=protocol.mixture_sample,
+        seed=protocol.split_seed,
+    )
+    return report, {"embeddings": released_spectrum(arrays["test_embeddings"])}
+
+
+def _pictures(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    x, labels = arrays["test_embeddings"], arrays["test_labels"]
+    picks = shown(labels, arrays.get("test_codes"))
+    return {
+        "embeddings_correlation": correlation_picture(x),
+        "embeddings_similarity": similarity_picture(x, picks),
+        "similarity_labels": labels[picks],
+    }

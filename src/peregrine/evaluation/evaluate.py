@@ -8,17 +8,23 @@ from peregrine.config.models import Protocol
 from peregrine.evaluation.clustering import cluster_scores, kmeans_clusters
 from peregrine.evaluation.knn import knn_classify
 from peregrine.evaluation.linear import few_label_probe, linear_probe
-from peregrine.frozen import read_features, write_result
+from peregrine.frozen import UNMEASURED, read_features, write_result
 
 
 def evaluate(folder: Path, reading: str, name: str, protocol: Protocol) -> None:
     """Write {reading}/{linear,knn,clustering}-{name}.json of a seed folder.
 
-    A run that ended in NaN has no features; its files say so and hold no number.
+    In the released reading only the clustering, by the codes alone. A run that ended in NaN, and a
+    method that does not have the reading, has no features; its files say so and hold no number.
     """
     arrays, facts = read_features(folder, reading)
+    measured = facts["status"] not in UNMEASURED
+    if reading == "released":
+        result = {"codes": _codes(arrays, protocol)} if measured else {}
+        write_result(folder, reading, "clustering", (name, protocol), facts, result)
+        return
     results: dict[str, dict] = {"linear": {}, "knn": {}, "clustering": {}}
-    if facts["status"] != "nan":
+    if measured:
         results["linear"] = _linear(arrays, protocol)
         results["knn"] = knn_classify(
             *_splits(arrays), k=protocol.knn_k, temperature=protocol.knn_temperature
@@ -53,16 +59,26 @@ def _linear(arrays: dict[str, np.ndarray], protocol: Protocol) -> dict:
 
 def _clustering(arrays: dict[str, np.ndarray], protocol: Protocol) -> dict:
     """Test set: k-means on features for every method, the codes where the method has scores."""
-    labels = arrays["test_labels"]
-    knobs = {"permutations": protocol.chance_permutations, "seed": protocol.split_seed}
     clusters = kmeans_clusters(
         arrays["test_features"],
         k=len(np.unique(arrays["train_labels"])),
         restarts=protocol.kmeans_restarts,
         seed=protocol.split_seed,
     )
-    codes = arrays.get("test_codes")
     return {
-        "kmeans": cluster_scores(labels, clusters, **knobs),
-        "codes": None if codes is None else cluster_scores(labels, codes, **knobs),
+        "kmeans": _scores(arrays, clusters, protocol),
+        "codes": _codes(arrays, protocol) if "test_codes" in arrays else None,
     }
+
+
+def _codes(arrays: dict[str, np.ndarray], protocol: Protocol) -> dict:
+    return _scores(arrays, arrays["test_codes"], protocol)
+
+
+def _scores(arrays: dict[str, np.ndarray], assignment: np.ndarray, protocol: Protocol) -> dict:
+    return cluster_scores(
+        arrays["test_labels"],
+        assignment,
+        permutations=protocol.chance_permutations,
+        seed=protocol.split_seed,
+    )

@@ -1,24 +1,34 @@
-"""Frozen features of a trained run: computed once, in eval mode, and read by every evaluation."""
+"""Frozen features of a trained run: computed once and read by every evaluation.
 
+Two readings: the corrected one in eval mode, and what the released code of FALCON measures.
+"""
+
+import copy
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from peregrine.config.check import READINGS
 from peregrine.config.fingerprint import fingerprint
 from peregrine.config.identity import run_id
 from peregrine.config.load import build_run, read_yaml
 from peregrine.config.models import Run
-from peregrine.data.prepare import Prepared
+from peregrine.data.prepare import SPLITS, Prepared
+from peregrine.data.views import make_views
 from peregrine.errors import UserError
 from peregrine.files import read_tensors, sha256, write_tensors
-from peregrine.frozen import FEATURES, data_of, read_outcome, weights_of
-from peregrine.methods.base import Method
+from peregrine.frozen import FEATURES, NOT_AVAILABLE, data_of, read_outcome, weights_of
+from peregrine.methods.base import Method, by_role
 from peregrine.methods.build import build_method, load_state
 from peregrine.pretrain.device import set_precision
 from peregrine.streams import generator
 
 BATCH = 512
+RELEASED_BATCH = 64
+"""Test images that the released code normalises together."""
 
 
 def load_run(folder: Path) -> tuple[Run, dict]:
@@ -47,13 +57,22 @@ def load_method(run: Run, outcome: dict, folder: Path, data: Prepared) -> Method
     return method.eval()
 
 
-def extract(folder: Path, data: Prepared, device: torch.device, embedding_sample: int) -> Path:
-    """Write {folder}/corrected/features.safetensors and return its path.
+def extract(
+    folder: Path,
+    data: Prepared,
+    device: torch.device,
+    embedding_sample: int,
+    view_sample: int = 1000,
+) -> Path:
+    """Write {folder}/{reading}/features.safetensors of both readings; returns the corrected one.
 
-    Arrays: {split}_features float32 [n, f], {split}_labels int64 [n], {split}_embeddings float32
-    [m, d] (train: a fixed sample of `embedding_sample`, its labels in `sample_labels`), and where
-    the method has scores {split}_codes int64 [n] (argmax) and {split}_usage float64 [c] (mean
-    softmax). A run whose outcome is `nan` has no arrays, only that status in the metadata.
+    Corrected, in eval mode: {split}_features float32 [n, f], {split}_labels int64 [n],
+    {split}_embeddings float32 [m, d] (train: a fixed sample of `embedding_sample`, its labels in
+    `sample_labels`), where the method has scores {split}_codes int64 [n] (argmax) and {split}_usage
+    float64 [c] (mean softmax), and views_{features,embeddings} float32 [2, m, .] of two of the
+    run's own views of `view_sample` fixed test images. Released (falcon.md, section 4): see
+    `_released`; a method without that reading has no arrays and the status `n/a`. A run whose
+    outcome is `nan` has no arrays in either, only that status in the metadata.
     """
     run, outcome = load_run(folder)
     if outcome["data"] != data.sums:
@@ -61,60 +80,123 @@ def extract(folder: Path, data: Prepared, device: torch.device, embedding_sample
             f"{folder} was trained on other data than {run.dataset.name} holds now;"
             " run pretrain again"
         )
-    path = folder / "corrected" / FEATURES
     facts = {
         "kind": "features",
         "run": outcome["run"],
         "seed": str(outcome["seed"]),
-        "status": outcome["status"],
         "data": data_of(outcome),
         "weights": weights_of(outcome),
         "code": fingerprint("extract", run.method["name"]),
-        "codes": str(run.method.get("codes", 0)),
     }
-    if outcome["status"] == "nan":
-        write_tensors(path, {}, **facts)
-        return path
     set_precision(device, "float32")
     method = load_method(run, outcome, folder, data).to(device)
+    for reading in READINGS:
+        status, arrays, codes = outcome["status"], {}, 0
+        if reading not in method.readings:
+            status = NOT_AVAILABLE
+        elif status != "nan" and reading == "released":
+            arrays, codes = _released(copy.deepcopy(method).train(), data, device)
+        elif status != "nan":
+            arrays, codes = _corrected(method, data, device, embedding_sample)
+            arrays |= _views(method, run, data, device, view_sample)
+        path = folder / reading / FEATURES
+        write_tensors(path, arrays, **facts, status=status, codes=str(codes))
+    return folder / "corrected" / FEATURES
+
+
+def _corrected(
+    method: Method, data: Prepared, device: torch.device, embedding_sample: int
+) -> tuple[dict[str, np.ndarray], int]:
+    """Arrays of both splits, and the number of codes."""
     arrays: dict[str, np.ndarray] = {}
-    for split in ("train", "test"):
-        arrays |= {f"{split}_{k}": v for k, v in _describe(method, data, split, device).items()}
+    codes = 0
+    for split in SPLITS:
+        batches = _normalised(data, split, _batches(len(data.labels[split]), BATCH), device)
+        found, codes = _describe(method, batches, "corrected")
+        arrays |= {f"{split}_{name}": values for name, values in found.items()}
+        arrays[f"{split}_labels"] = data.labels[split]
     draws = generator(0, "evaluation/embedding sample")
-    picks = torch.randperm(len(arrays["train_labels"]), generator=draws)[:embedding_sample]
-    kept = picks.sort().values.numpy()
+    kept = _sample(len(arrays["train_labels"]), embedding_sample, draws)
     arrays["train_embeddings"] = arrays["train_embeddings"][kept]
     arrays["sample_labels"] = arrays["train_labels"][kept]
-    write_tensors(path, arrays, **facts)
-    return path
+    return arrays, codes
+
+
+def _released(
+    network: Method, data: Prepared, device: torch.device
+) -> tuple[dict[str, np.ndarray], int]:
+    """test_embeddings, test_codes and test_labels, and the number of coordinates of the argmax.
+
+    As the released code sees them: without eval(), so that BatchNorm takes the statistics of each
+    batch of 64 test images in their order, the smaller last one included. One image by itself has
+    no statistics, and joins the batch before it. `network` is a copy: it counts the batches.
+    """
+    batches = _normalised(data, "test", _batches(len(data.labels["test"]), RELEASED_BATCH), device)
+    found, codes = _describe(network, batches, "released")
+    kept = {f"test_{name}": found[name] for name in ("embeddings", "codes")}
+    return kept | {"test_labels": data.labels["test"]}, codes
+
+
+@torch.no_grad()
+def _views(
+    method: Method, run: Run, data: Prepared, device: torch.device, sample: int
+) -> dict[str, np.ndarray]:
+    """Features and embeddings [2, m, .] of two augmented views: the same images for every run."""
+    images = data.images["test"]
+    picks = _sample(len(images), sample, generator(0, "evaluation/view sample"))
+    draws = generator(0, "evaluation/views")
+    out: dict[str, list[np.ndarray]] = {"features": [], "embeddings": []}
+    for part in _batches(len(picks), BATCH):
+        batch = torch.from_numpy(images[picks[part]]).to(device)
+        views = by_role(make_views(batch, run.views, draws, mean=data.mean, std=data.sd))
+        seen = [method.describe(view) for view in views[:2]]
+        for name, parts in out.items():
+            parts.append(np.stack([getattr(each, name).float().cpu().numpy() for each in seen]))
+    return {f"views_{name}": np.concatenate(parts, axis=1) for name, parts in out.items()}
+
+
+def _sample(n: int, most: int, draws: torch.Generator) -> np.ndarray:
+    """A random sample of `most` of n indices, in order."""
+    return torch.randperm(n, generator=draws)[:most].sort().values.numpy()
+
+
+def _batches(n: int, size: int) -> list[slice]:
+    """Consecutive slices of `size`, the last one smaller, but never of one."""
+    starts = [start for start in range(0, n, size) if n - start > 1 or start == 0]
+    return [slice(a, b) for a, b in zip(starts, [*starts[1:], n], strict=True)]
+
+
+def _normalised(
+    data: Prepared, split: str, batches: list[slice], device: torch.device
+) -> Iterator[Tensor]:
+    """Images [m, c, h, w] of each batch with the data set's mean and sd taken out."""
+    mean = torch.tensor(data.mean, device=device).view(-1, 1, 1)
+    sd = torch.tensor(data.sd, device=device).view(-1, 1, 1)
+    for part in batches:
+        batch = torch.from_numpy(data.images[split][part]).to(device).float() / 255
+        yield (batch - mean) / sd
 
 
 @torch.no_grad()
 def _describe(
-    method: Method, data: Prepared, split: str, device: torch.device
-) -> dict[str, np.ndarray]:
-    mean = torch.tensor(data.mean, device=device).view(-1, 1, 1)
-    sd = torch.tensor(data.sd, device=device).view(-1, 1, 1)
+    method: Method, batches: Iterator[Tensor], reading: str
+) -> tuple[dict[str, np.ndarray], int]:
+    """features, embeddings, and with scores codes and usage; the number c of the scores, or 0."""
     features, embeddings, codes, usage = [], [], [], []
-    images = data.images[split]
-    for start in range(0, len(images), BATCH):
-        batch = torch.from_numpy(images[start : start + BATCH]).to(device).float() / 255
-        seen = method.describe((batch - mean) / sd)
+    for images in batches:
+        seen = method.describe(images, reading)
         features.append(seen.features.float().cpu().numpy())
         embeddings.append(seen.embeddings.float().cpu().numpy())
         if seen.scores is not None:
             scores = seen.scores.float()
             codes.append(scores.argmax(dim=1).cpu().numpy())
             usage.append(scores.softmax(dim=1).double().sum(dim=0).cpu().numpy())
-    out = {
-        "features": np.concatenate(features),
-        "embeddings": np.concatenate(embeddings),
-        "labels": data.labels[split],
-    }
-    if codes:
-        out["codes"] = np.concatenate(codes)
-        out["usage"] = np.sum(usage, axis=0) / len(images)
-    return out
+    out = {"features": np.concatenate(features), "embeddings": np.concatenate(embeddings)}
+    if not codes:
+        return out, 0
+    out["codes"] = np.concatenate(codes)
+    out["usage"] = np.sum(usage, axis=0) / len(out["codes"])
+    return out, len(out["usage"])
 
 
 def forget_checkpoint(folder: Path) -> None:

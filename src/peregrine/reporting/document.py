@@ -17,6 +17,7 @@ from typing import Any
 from peregrine.config.load import Cell, Project
 from peregrine.config.models import Column, Study, Table
 from peregrine.errors import UserError
+from peregrine.frozen import NOT_AVAILABLE
 from peregrine.reporting.collect import read_collected
 from peregrine.reporting.figures import pictures
 from peregrine.reporting.published import Cells, Published, read_published
@@ -329,7 +330,7 @@ def _cell(
         return _fixed(times * float(line[key]), column.decimals, signed=signed)
 
     absent = "not run" if not line["run"] else "no result"
-    absent = "mixed" if line["verdict"] == "mixed" else absent
+    absent = line["verdict"] if line["verdict"] in ("mixed", NOT_AVAILABLE) else absent
     ours = show("mean") if line["mean"] else absent
     if line["low"] and float(line["sd"]):  # a constant has no interval
         half = times * (float(line["high"]) - float(line["low"])) / 2

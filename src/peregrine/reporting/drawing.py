@@ -6,43 +6,29 @@ marks give the same bytes on every machine with the same lock.
 
 import io
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import cycle
 
 import matplotlib as mpl
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from peregrine.config.models import Figure, Panel
-
-WIDTH = 6.7  # inches: the text width of the PDF, so fonts appear at their true size
-GREY = "0.45"
-DOT = {"ls": "", "marker": ".", "alpha": 0.7, "ms": 4.5, "mew": 0}
-MEAN = {"ls": "-", "lw": 1.2, "ms": 5, "mfc": "white", "mew": 1.2, "capsize": 2.5}
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7.5,
-    "legend.frameon": False,
-    "axes.linewidth": 0.6,
-    "axes.edgecolor": "0.3",
-    "axes.grid": True,
-    "grid.color": "0.92",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "svg.hashsalt": "peregrine",
-    "svg.fonttype": "path",
-    "path.simplify": False,
-}
+from peregrine.reporting.canvas import (
+    DOT,
+    GREY,
+    MEAN,
+    STYLE,
+    WIDTH,
+    draw_lines,
+    legend,
+    new_canvas,
+    palette,
+    row_styles,
+)
+from peregrine.reporting.drawing_diagnostics import draw_matrices, draw_mixture
 
 
 def render(figure: Figure, marks: pd.DataFrame, notes: list[str]) -> dict[str, bytes]:
@@ -65,14 +51,6 @@ def render(figure: Figure, marks: pd.DataFrame, notes: list[str]) -> dict[str, b
     return out
 
 
-def _canvas(rows: int, columns: int, height: float, **shared) -> tuple[Canvas, list[list[Axes]]]:
-    canvas = Canvas(figsize=(WIDTH, height), layout="constrained")
-    axes = canvas.subplots(rows, columns, squeeze=False, **shared)
-    for ax in axes.flat:
-        sns.despine(ax=ax)
-    return canvas, axes.tolist()
-
-
 def _nothing() -> Canvas:
     canvas = Canvas(figsize=(WIDTH, 1.4), layout="constrained")
     ax = canvas.subplots()
@@ -81,47 +59,13 @@ def _nothing() -> Canvas:
     return canvas
 
 
-def _legend(canvas: Canvas, axes: list[Axes], first: Iterable[str] = ()) -> None:
-    """One legend above all axes, each label once, those of `first` in front, lines balanced."""
-    handles = {}
-    for ax in axes:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    order = list(first)
-    labels = sorted(handles, key=lambda label: order.index(label) if label in order else len(order))
-    most = max(1, int(125 / (max(map(len, labels)) + 8)))  # characters that fit side by side
-    columns = -(-len(labels) // -(-len(labels) // most))
-    canvas.legend(
-        [handles[label] for label in labels], labels, loc="outside upper center", ncols=columns
-    )
-
-
-def _rows(marks: pd.DataFrame) -> dict[str, tuple[tuple, str]]:
-    """Row -> colour and dash, by the study's order of rows where the marks bring it.
-
-    So a row looks the same in every figure of its study. Neighbours differ in dash too, and rows
-    that share a colour have another dash.
-    """
-    drawn = marks.loc[marks["kind"] == "seed", "label"].unique()
-    order = list(dict.fromkeys([*marks.attrs.get("rows", ()), *drawn]))
-    dashes = ["-" if (place + place // 8) % 2 == 0 else "--" for place in range(len(order))]
-    styles = zip(_colours(order).values(), dashes, strict=True)
-    return {row: style for row, style in zip(order, styles, strict=True) if row in set(drawn)}
-
-
-def _colours(names: list[str]) -> dict[str, tuple]:
-    palette = sns.color_palette("colorblind")
-    # Yellow, the ninth, is too pale for thin lines on white.
-    return dict(zip(names, cycle(palette[:8]), strict=False))
-
-
 def _over_option(figure: Figure, marks: pd.DataFrame) -> Canvas:
     columns = min(3, len(figure.panels))
     rows = -(-len(figure.panels) // columns)
-    canvas, grid = _canvas(rows, columns, 0.7 + 1.8 * rows)
+    canvas, grid = new_canvas(rows, columns, 0.7 + 1.8 * rows)
     axes = [ax for line in grid for ax in line]
     ticks = sorted({float(x) for x in marks.loc[marks["kind"] == "seed", "x"]})
-    colours, shapes = _colours(list(figure.groups)), dict(zip(figure.groups, cycle("os^D")))
+    colours, shapes = palette(list(figure.groups)), dict(zip(figure.groups, cycle("os^D")))
     for ax, panel in zip(axes, figure.panels, strict=False):
         mine = marks[marks["panel"] == panel.label]
         for place, group in enumerate(figure.groups):
@@ -160,7 +104,7 @@ def _over_option(figure: Figure, marks: pd.DataFrame) -> Canvas:
         ax.set_axis_off()
     for ax in axes[max(0, len(figure.panels) - columns) : len(figure.panels)]:
         ax.set_xlabel(figure.option_label)
-    _legend(canvas, axes, figure.groups)
+    legend(canvas, axes, figure.groups)
     return canvas
 
 
@@ -181,10 +125,10 @@ def _by_row(figure: Figure, marks: pd.DataFrame) -> Canvas:
     names = {label: place for place, label in enumerate(listed["label"])}
     gain = figure.kind == "gain"
     height = 1.0 + (0.40 if gain else 0.31) * len(names)
-    canvas, grid = _canvas(1, len(figure.panels), height, sharey=True)
+    canvas, grid = new_canvas(1, len(figure.panels), height, sharey=True)
     for ax, panel in zip(grid[0], figure.panels, strict=True):
         mine = marks[marks["panel"] == panel.label]
-        for group, colour in _colours(list(figure.groups)).items():
+        for group, colour in palette(list(figure.groups)).items():
             own = mine[mine["group"] == group]
             own = own.assign(y=own["label"].map(names))
             dots, mean, base = (own[own["kind"] == kind] for kind in ("seed", "mean", "baseline"))
@@ -216,18 +160,8 @@ def _by_row(figure: Figure, marks: pd.DataFrame) -> Canvas:
     grid[0][0].set_ylim(len(names) - 0.4, -0.6)
     for ax in grid[0][1:]:
         ax.tick_params(left=False)
-    _legend(canvas, grid[0], figure.groups)
+    legend(canvas, grid[0], figure.groups)
     return canvas
-
-
-def _lines(ax: Axes, marks: pd.DataFrame, styles: dict[str, tuple[tuple, str]]) -> None:
-    for label, (colour, dash) in styles.items():
-        own = marks[marks["label"] == label]
-        for _, curve in own[own["kind"] == "seed"].groupby("seed"):
-            ax.plot(curve["x"], curve["value"], color=colour, lw=0.6, alpha=0.45)
-        mean = own[own["kind"] == "mean"]
-        if not mean.empty:
-            ax.plot(mean["x"], mean["value"], dash, color=colour, lw=1.6, label=label)
 
 
 def _history(figure: Figure, marks: pd.DataFrame) -> Canvas:
@@ -239,11 +173,11 @@ def _history(figure: Figure, marks: pd.DataFrame) -> Canvas:
     else:
         columns, rows = len(groups), len(figure.panels)
         places = [(group, panel) for panel in figure.panels for group in groups]
-    canvas, grid = _canvas(rows, columns, 0.7 + 1.75 * rows, sharex=True)
+    canvas, grid = new_canvas(rows, columns, 0.7 + 1.75 * rows, sharex=True)
     axes = [ax for line in grid for ax in line]
     for index, (ax, (group, panel)) in enumerate(zip(axes, places, strict=False)):
         mine = marks[(marks["group"] == group) & (marks["panel"] == panel.label)]
-        _lines(ax, mine, _rows(marks))
+        draw_lines(ax, mine, row_styles(marks))
         parts = panel.label.replace(", ", ",\n").splitlines()
         ax.set_ylabel("\n".join(textwrap.fill(part, 22) for part in parts))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -259,24 +193,28 @@ def _history(figure: Figure, marks: pd.DataFrame) -> Canvas:
     for ax in axes[len(places) :]:
         ax.set_axis_off()
     if len(groups) == 1:
-        _legend(canvas, axes)
+        legend(canvas, axes)
     return canvas
 
 
 def _spectrum(figure: Figure, marks: pd.DataFrame) -> Canvas:
-    canvas, grid = _canvas(1, len(figure.panels), 3.2, sharey=True)
-    styles = _rows(marks)
+    one_unit = len({panel.reading for panel in figure.panels}) == 1
+    canvas, grid = new_canvas(1, len(figure.panels), 3.2, sharey=one_unit)
+    styles = row_styles(marks)
     for ax, panel in zip(grid[0], figure.panels, strict=True):
         mine = marks[marks["panel"] == panel.label]
-        _lines(ax, mine, styles)
+        draw_lines(ax, mine, styles)
         for value in sorted(set(mine.loc[mine["kind"] == "level", "value"])):
             ax.axhline(value, color="black", ls=":", lw=1.2, label="isotropic")
         ax.set_yscale("log")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_title(panel.label)
         ax.set_xlabel("principal direction")
-    grid[0][0].set_ylabel("share of the variance")
-    _legend(canvas, grid[0])
+        if panel.reading == "released":
+            ax.set_ylabel("singular value of H\u1d40H / n")
+        elif not one_unit or panel is figure.panels[0]:
+            ax.set_ylabel("share of the variance")
+    legend(canvas, grid[0])
     return canvas
 
 
@@ -286,4 +224,6 @@ DRAW = {
     "gain": _by_row,
     "history": _history,
     "spectrum": _spectrum,
+    "mixture": draw_mixture,
+    "matrices": draw_matrices,
 }

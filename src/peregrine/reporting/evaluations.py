@@ -13,6 +13,7 @@ from peregrine import files
 from peregrine.config import fingerprint
 from peregrine.config.check import READINGS
 from peregrine.errors import UserError
+from peregrine.frozen import NOT_AVAILABLE
 
 EVALUATIONS = ("linear", "knn", "clustering", "collapse")
 SECTIONS = {
@@ -24,7 +25,7 @@ SECTIONS = {
 """(evaluation, key) whose numbers are metrics of their own name; else 'evaluation/key'."""
 
 IDENTITY = ("kind", "run", "seed", "protocol")
-NO_METRICS = (*IDENTITY, "status", "data", "provenance", "spectrum_sha256")
+NO_METRICS = (*IDENTITY, "status", "data", "provenance", "spectrum_sha256", "matrices_sha256")
 """Keys of an evaluation that say where it comes from."""
 
 
@@ -50,6 +51,7 @@ class Evaluations:
     code: dict[str, str] = field(default_factory=dict)  # step and file -> its fingerprint
     stale: list[str] = field(default_factory=list)
     older: list[str] = field(default_factory=list)  # steps whose code has changed since
+    not_available: list[str] = field(default_factory=list)  # readings the method does not have
 
 
 def read_evaluations(place: Path, origin: Origin) -> Evaluations:
@@ -65,7 +67,7 @@ def read_evaluations(place: Path, origin: Origin) -> Evaluations:
             if path.is_file():
                 _add(out, path, f"{reading}/{kind}", origin)
     if out.stale:
-        out.values, out.code, out.older = [], {}, []
+        out.values, out.code, out.older, out.not_available = [], {}, [], []
     return out
 
 
@@ -85,6 +87,8 @@ def _add(out: Evaluations, path: Path, name: str, origin: Origin) -> None:
         out.code[f"{each} code of {name}"] = str(then)
         if then != now and each not in out.older:
             out.older.append(each)
+    if found["status"] == NOT_AVAILABLE and reading not in out.not_available:
+        out.not_available.append(reading)
     for key, value in found.items():
         if key not in NO_METRICS:
             for metric, number in numbers(SECTIONS.get((kind, key), f"{kind}/{key}"), value):
@@ -114,7 +118,8 @@ def _stale(found: Mapping[str, Any], made: Mapping[str, Any], origin: Origin, st
     again = f"rerun extract and {step}"
     if not made:
         return f"does not say what it was made of, {again}"
-    if made.get("weights") != origin.weights or found.get("status") != origin.status:
+    as_ended = found.get("status") in (origin.status, NOT_AVAILABLE)
+    if made.get("weights") != origin.weights or not as_ended:
         return f"is of other weights, {again}"
     if made.get("data") != origin.data:
         return f"is of other data, {again}"

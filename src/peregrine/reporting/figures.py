@@ -7,9 +7,7 @@ the file says is what the picture shows. Files are byte-stable.
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,10 +15,9 @@ import pandas as pd
 from peregrine import files
 from peregrine.config.load import Cell, Project
 from peregrine.config.models import Figure, Panel, Study
-from peregrine.errors import UserError
 from peregrine.reporting.drawing import render
-from peregrine.reporting.evaluations import verify
-from peregrine.reporting.records import Records, from_csv
+from peregrine.reporting.marks import Mark, Pixel, Source
+from peregrine.reporting.records import from_csv
 from peregrine.reporting.statistics import estimate, paired
 
 DIGITS = 6
@@ -29,68 +26,6 @@ DIGITS = 6
 ROUNDING = 1e-12
 """Shares of variance below it are not drawn: float32 rounding of features alone makes (2^-23)^2 of
 their mean square, which is up to a hundred times their variance where directions hardly differ."""
-
-
-SPECTRUM_SUM = "spectrum_sha256"
-"""Key of a collapse evaluation: the sum of the spectrum.csv that was written with it."""
-
-
-class Mark(NamedTuple):
-    """One thing in a picture: a seed's dot or line, a mean with its interval, a reference line."""
-
-    panel: str
-    group: str
-    label: str
-    x: float | str
-    kind: str  # seed, mean, level, baseline, untrained
-    seed: int | str
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a figure's numbers come from."""
-
-    cells: dict[str, Cell]
-    records: Records
-    runs: Path
-    seeds: tuple[int, ...]
-    protocol: str
-
-    def values(self, row: str, panel: Panel, metric: str | None = None) -> dict[int, float]:
-        """Seed -> value, in percent where the panel is."""
-        found = self.records.values(row, metric or panel.metric, panel.reading)
-        scale = 100.0 if panel.percent else 1.0
-        return {seed: scale * value for seed, value in sorted(found.items())}
-
-    def curves(self, row: str, name: str) -> dict[int, pd.DataFrame]:
-        """Seed -> the CSV file `name` of that seed's run; none for a row of mixed seeds."""
-        if self.records.mixed(row):
-            return {}
-        states = {run.seed: run.status for run in self.records.seeds(row)}
-        out = {}
-        for seed in self.seeds:
-            place = self.runs / self.cells[row].id / f"seed-{seed}"
-            if states.get(seed) != "stale" and (place / name).is_file():
-                self._verify(place, name)
-                out[seed] = _read_curve(place / name)
-        return out
-
-    def _verify(self, place: Path, name: str) -> None:
-        """A curve against the sum that its step has recorded."""
-        reading, _, curve = name.rpartition("/")
-        if not reading:
-            record = place / "outcome.json"
-            sums = files.read_json(record)["files"] if record.is_file() else {}
-            checksum, step = sums.get(curve), "pretrain"
-        else:
-            record = place / reading / f"collapse-{self.protocol}.json"
-            checksum = files.read_json(record).get(SPECTRUM_SUM) if record.is_file() else None
-            step = "diagnose"
-        if checksum is not None:
-            verify(place / name, checksum, step)
 
 
 def pictures(figure: str) -> tuple[str, str, str]:
@@ -123,31 +58,14 @@ def draw_figures(project: Project, study: str, results: Path) -> list[Path]:
             path.unlink()
     for figure in plan.figures:
         marks = [_rounded(mark) for mark in MARKS[figure.kind](figure, source)]
-        frame = pd.DataFrame(marks, columns=Mark._fields)
+        fields = Pixel._fields if figure.kind == "matrices" else Mark._fields
+        frame = pd.DataFrame(marks, columns=fields)
         # A row has one colour in all figures of its study.
         frame.attrs["rows"] = [row.label for row in plan.rows.values()]
-        files.write_csv(folder / "figures" / "data" / f"{figure.id}.csv", Mark._fields, marks)
+        files.write_csv(folder / "figures" / "data" / f"{figure.id}.csv", fields, marks)
         for suffix, data in render(figure, frame, _notes(figure, plan, source, frame)).items():
             files.write_bytes(folder / "figures" / f"{figure.id}.{suffix}", data)
     return [folder / name for figure in plan.figures for name in pictures(figure.id)]
-
-
-def _read_curve(path: Path) -> pd.DataFrame:
-    """A curve's file: its index columns in place, no line twice, all else numbers."""
-    keys = ["layer", "index"] if path.name == "spectrum.csv" else ["epoch"]
-    try:
-        table = pd.read_csv(path)
-        if table.duplicated(keys).any():
-            raise ValueError(f"a line with the same {' and '.join(keys)} stands twice")
-        rest = [name for name in table if name != "layer"]
-        table[rest] = table[rest].apply(pd.to_numeric)
-        table[keys[-1]] = table[keys[-1]].astype(int)
-        if keys[0] == "layer":
-            table["value"] = table["value"].astype(float)
-    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is damaged ({reason}); delete it and rerun its step") from None
-    return table
 
 
 def _rows(figure: Figure) -> Iterator[str]:
@@ -157,11 +75,11 @@ def _rows(figure: Figure) -> Iterator[str]:
         yield figure.untrained
 
 
-def _rounded(mark: Mark) -> Mark:
+def _rounded(mark: Mark | Pixel) -> Mark | Pixel:
     def short(number):
         return float(f"{number:.{DIGITS}g}") if isinstance(number, float) else number
 
-    return Mark(*map(short, mark))
+    return type(mark)(*map(short, mark))
 
 
 def _mean(values: Iterable[float]) -> tuple[float, float, float]:
@@ -246,11 +164,11 @@ def _spectrum(figure: Figure, source: Source) -> Iterator[Mark]:
             values = table[table["layer"] == panel.metric].set_index("index")["value"] ** 2
             if values.sum() > 0:
                 share = values / values.sum()
-                share = share[share > ROUNDING]
-                curves[seed] = share.set_axis(share.index - values.index.min() + 1)
+                drawn = (values if panel.reading == "released" else share)[share > ROUNDING]
+                curves[seed] = drawn.set_axis(drawn.index - values.index.min() + 1)
                 width = len(values)
         yield from _curves(panel, group, cell.label, curves, _geometric_mean)
-        if curves:
+        if curves and panel.reading != "released":
             yield Mark(panel.label, group, cell.label, "", "level", "", 1 / width)
 
 
@@ -276,12 +194,37 @@ def _curves(
             yield Mark(panel.label, group, label, int(x), "mean", "", centred)
 
 
+def _mixture(figure: Figure, source: Source) -> Iterator[Mark]:
+    for panel, group, cell in _present(figure, source):
+        for k in source.sizes(panel):
+            values = source.values(cell.row, panel, f"{panel.metric}_k{k}")
+            yield from _seeds_and_mean(panel, group, cell.label, k, values)
+            level = source.values(cell.row, panel, f"{panel.level}_k{k}")
+            if level:
+                mean = _mean(level.values())[0]
+                yield Mark(panel.label, group, cell.label, k, "level", "", mean)
+
+
+def _matrices(figure: Figure, source: Source) -> Iterator[Pixel]:
+    for panel, _, cell in _present(figure, source):
+        found = source.matrices(cell.row)
+        if found is None:
+            continue
+        seed, arrays = found
+        for (y, x), value in np.ndenumerate(arrays[f"embeddings_{panel.metric}"]):
+            yield Pixel(panel.label, cell.label, "seed", seed, x, y, float(value))
+        for x, label in enumerate(arrays.get(f"{panel.metric}_labels", ())):
+            yield Pixel(panel.label, cell.label, "class", seed, x, "", float(label))
+
+
 MARKS: dict[str, Callable[[Figure, Source], Iterator[Mark]]] = {
     "metric_over_option": _over_option,
     "metric_by_row": _by_row,
     "gain": _gain,
     "history": _history,
     "spectrum": _spectrum,
+    "mixture": _mixture,
+    "matrices": _matrices,
 }
 
 
@@ -300,9 +243,20 @@ def _notes(figure: Figure, study: Study, source: Source, frame: pd.DataFrame) ->
             mine = frame[(frame["label"] == label) & (frame["kind"] == "seed")]
             shown = {int(seed) for seed in mine["seed"]}
         lost = [seed for seed in source.seeds if seed not in shown]
+        if figure.kind == "matrices" and shown:  # of one seed
+            lost = []
         if lost:
             why = ", ".join(f"seed {seed}: {status.get((row, seed), 'missing')}" for seed in lost)
             notes.append(f"{label}: {total - len(lost)} of {total} seeds ({why})")
+    lacking = {
+        study.rows[run.row].label: panel.reading
+        for panel in figure.panels
+        for run in source.records.runs
+        if run.row in _rows(figure) and panel.reading in run.not_available.split()
+    }
+    for reading in sorted(set(lacking.values())):
+        labels = [label for label, lacks in lacking.items() if lacks == reading]
+        notes.append(f"No {reading} reading: {'; '.join(labels)}.")
     if absent:
         notes.append(f"Not run at this scale: {'; '.join(absent)}.")
     return notes

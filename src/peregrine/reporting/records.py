@@ -61,6 +61,7 @@ class SeedRun(NamedTuple):
     device: str
     torch: str
     detail: str
+    not_available: str = ""  # readings that the method does not have
 
     @property
     def failed(self) -> bool:
@@ -98,6 +99,11 @@ class Records:
     def mixed(self, row: str) -> bool:
         """Seeds that differ in data, code or trust in the data must not be averaged."""
         return any(run.status == "mixed" for run in self.seeds(row))
+
+    def not_available(self, row: str, metric: str, reading: str) -> bool:
+        """The method does not have the reading, and nothing else was measured under its name."""
+        lacks = any(reading in run.not_available.split() for run in self.seeds(row))
+        return lacks and not self.values(row, metric, reading)
 
     def counts(self, row: str, used: Mapping[int, float]) -> tuple[int, int]:
         """(missing, failed) seeds of a row: missing of those not `used`, failed of all of them.
@@ -257,6 +263,7 @@ def _read_seed(
         status = "incomplete" if unread else "older code" if older else status
     run = name._replace(status=status, epoch=epoch, code=code, data=data)
     run = run._replace(device=device, torch=torch, detail="; ".join(notes))
+    run = run._replace(not_available=" ".join(found.not_available))
     facts = {"data": data, "code": code, "accept_unverified": trust, **found.code}
     return run, facts, sorted(values, key=lambda m: m[5:8])
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from peregrine.config.load import Project, read_yaml, resolve
 from peregrine.config.models import Column, Scale, Study, Table
 from peregrine.errors import UserError
+from peregrine.frozen import NOT_AVAILABLE
 from peregrine.reporting.published import Cells, Published
 from peregrine.reporting.records import ONLINE_PROBE, Evidence
 from peregrine.reporting.statistics import Estimate, cell_verdict, estimate, paired
@@ -100,8 +101,11 @@ def _cell(table: Table, row: str, column: Column, evidence: Evidence) -> TableCe
     if baseline:
         others = records.values(baseline, column.metric, column.reading)
         gain = estimate(list(paired(values, others).values()))
+    not_available = records.not_available(row, column.metric, column.reading)
     verdict, bias = _verdict(table, row, values, known, evidence)
     remarks = list(_remarks(row, values, evidence))
+    if not_available and not records.mixed(row):
+        verdict, bias, remarks = NOT_AVAILABLE, None, []
     if bias is not None:
         remarks.append(f"smallest bias these seeds would have shown: {bias:.3g}")
     if known is not None and known.remark:
