@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from peregrine.config.check import HISTORY, METRICS, check_study
 from peregrine.config.load import load, read_yaml
-from peregrine.config.models import MIXTURES, Study
+from peregrine.config.models import MIXTURES
+from peregrine.config.study import Study
 from peregrine.diagnostics.collapse import collapse_report
 from peregrine.diagnostics.geometry import geometry_report
 from peregrine.diagnostics.mixture import mixture_report

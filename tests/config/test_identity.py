@@ -64,11 +64,9 @@ def others(annotation, value):
     if get_origin(annotation) is Literal:
         return [each for each in get_args(annotation) if each != value]
     if value is None:
-        return [0.5]
+        return [0.5, 5]
     if isinstance(value, bool):
         return [not value]
-    if value is None:
-        return [5]
     if isinstance(value, int):
         return [value + 1]
     if isinstance(value, float):

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from peregrine.config import models
 from peregrine.config.load import Cell, build_run
-from peregrine.config.models import Claim, Study
+from peregrine.config.study import Claim, Study
 from peregrine.errors import UserError
 from peregrine.reporting.claims import judge
 from peregrine.reporting.records import Evidence, Measurement, Records, SeedRun

@@ -280,7 +280,7 @@ def test_the_mapping_needs_no_report(collected):
 
 
 def test_what_is_no_measurement_has_no_gain_and_a_constant_no_interval():
-    from peregrine.config.models import Column
+    from peregrine.config.study import Column
     from peregrine.reporting.document import _cell
 
     line = {"run": "r", "verdict": "", "remark": "", "seeds": "3", "missing": "0", "failed": "0"}

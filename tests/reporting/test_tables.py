@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from peregrine.config.models import Column, Study, Table
+from peregrine.config.study import Column, Study, Table
 from peregrine.errors import UserError
 from peregrine.reporting.published import Published, read_published
 from peregrine.reporting.records import Evidence, Measurement, Records, SeedRun

@@ -7,7 +7,8 @@ tests/config/test_check.py holds the names against what the evaluations really r
 import difflib
 from collections.abc import Iterable, Iterator
 
-from peregrine.config.models import MIXTURES, Figure, Study
+from peregrine.config.models import MIXTURES
+from peregrine.config.study import Figure, Study
 from peregrine.errors import UserError
 
 READINGS = ("corrected", "released")

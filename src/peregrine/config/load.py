@@ -15,8 +15,9 @@ from pydantic import BaseModel, ValidationError
 
 from peregrine.config.check import check_study
 from peregrine.config.identity import run_id
-from peregrine.config.models import Config, Model, Protocol, Run, Scale, Study, StudyOverlay
+from peregrine.config.models import Config, Model, Protocol, Run, Scale, StudyOverlay
 from peregrine.config.options import method_options
+from peregrine.config.study import Study
 from peregrine.errors import UserError
 from peregrine.methods.registry import METHODS
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any
 
-from peregrine.config.models import Claim, Test
+from peregrine.config.study import Claim, Test
 from peregrine.errors import UserError
 from peregrine.reporting.records import Evidence
 from peregrine.reporting.statistics import (

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from peregrine.config.load import Cell, Project
-from peregrine.config.models import Column, Study, Table
+from peregrine.config.study import Column, Study, Table
 from peregrine.errors import UserError
 from peregrine.frozen import NOT_AVAILABLE
 from peregrine.reporting.collect import read_collected

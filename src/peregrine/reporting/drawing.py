@@ -15,7 +15,7 @@ import seaborn as sns
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from peregrine.config.models import Figure, Panel
+from peregrine.config.study import Figure, Panel
 from peregrine.reporting.canvas import (
     DOT,
     GREY,

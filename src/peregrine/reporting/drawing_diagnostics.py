@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from peregrine.config.models import Figure
+from peregrine.config.study import Figure
 from peregrine.reporting.canvas import draw_lines, legend, new_canvas, row_styles
 
 ACROSS = 5

@@ -14,7 +14,7 @@ import pandas as pd
 
 from peregrine import files
 from peregrine.config.load import Cell, Project
-from peregrine.config.models import Figure, Panel, Study
+from peregrine.config.study import Figure, Panel, Study
 from peregrine.reporting.drawing import render
 from peregrine.reporting.marks import Mark, Pixel, Source
 from peregrine.reporting.records import from_csv

@@ -10,7 +10,7 @@ import pandas as pd
 
 from peregrine import files
 from peregrine.config.load import Cell
-from peregrine.config.models import Panel
+from peregrine.config.study import Panel
 from peregrine.errors import UserError
 from peregrine.reporting.evaluations import verify
 from peregrine.reporting.records import Records

@@ -16,7 +16,7 @@ from peregrine import files
 from peregrine.config import fingerprint
 from peregrine.config.identity import digest
 from peregrine.config.load import Cell, Project
-from peregrine.config.models import Study
+from peregrine.config.study import Study
 from peregrine.errors import UserError
 from peregrine.frozen import data_of, weights_of
 from peregrine.reporting.evaluations import EVALUATIONS, Origin, read_evaluations, verify

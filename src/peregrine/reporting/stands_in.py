@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from peregrine.config.load import Cell, Project, read_yaml, resolve
-from peregrine.config.models import Run, Study, ViewSpec
+from peregrine.config.models import Run, ViewSpec
+from peregrine.config.study import Study
 from peregrine.reporting.records import UNVERIFIED
 from peregrine.reporting.words import named
 

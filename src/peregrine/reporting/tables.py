@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from peregrine.config.load import Project, read_yaml, resolve
-from peregrine.config.models import Column, Scale, Study, Table
+from peregrine.config.models import Scale
+from peregrine.config.study import Column, Study, Table
 from peregrine.errors import UserError
 from peregrine.frozen import NOT_AVAILABLE
 from peregrine.reporting.published import Cells, Published
