@@ -95,12 +95,12 @@ def _fields_at(model: type[BaseModel], path: tuple) -> list[str]:
     return sorted(model.model_fields)
 
 
-OWN_OPTIONS = ("method", "backbone")
+OWN_OPTIONS = ("method", "backbone", "optimizer")
 """Parts of a run whose options belong to their `name`, so another name brings none along."""
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Mappings merged key by key, later wins; another method or backbone starts afresh."""
+    """Mappings merged key by key, later wins; another method, backbone or optimiser starts afresh."""
     out: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
