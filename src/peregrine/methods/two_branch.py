@@ -142,7 +142,6 @@ class TwoBranch(Method):
         searched = o.operator in ("nn", "interpolate") or o.criterion == "infonce_queue"
         self.queue = FeatureQueue(o.queue, o.embedding, setting.seed) if searched else None
         self._newest: list[Tensor] = []
-        self._draws: torch.Generator | None = None
 
     def encode(self, views: Views) -> Encoded:
         encoded = super().encode(views)
@@ -162,38 +161,40 @@ class TwoBranch(Method):
         if o.criterion == "nt_xent":
             value = nt_xent(*map(_precise, z), temperature=o.temperature)
             return {"contrastive": value}
-        self._draws = progress.generator(z[0].device)
+        draws = progress.generator(z[0].device)
         orders = [(0, 1)] if o.directions == "one" else [(0, 1), (1, 0)]
         if self.queue is not None:
             # Neighbours are those of view 1, as in NNCLR; negatives are all targets, as in MoCo.
             kept = [t for _, t in orders] if o.criterion == "infonce_queue" else [0]
             self._newest += [targets[t].detach() for t in kept]
-        total = torch.stack([self._one_way(z[s], targets[t]) for s, t in orders]).sum()
+        total = torch.stack([self._one_way(z[s], targets[t], draws) for s, t in orders]).sum()
         total = total / len(orders) if o.directions == "mean" else total
         if o.times_2t:
             total = 2 * o.temperature * total
         return {"contrastive" if o.criterion.startswith("infonce") else "similarity": total}
 
-    def _one_way(self, z1: Tensor, z2: Tensor) -> Tensor:
+    def _one_way(self, z1: Tensor, z2: Tensor, draws: torch.Generator) -> Tensor:
         """The criterion of one view order, reduced over the K samples."""
-        values = torch.stack([self._criterion(*sides) for sides in self._sides(z1, z2)])
+        values = torch.stack([self._criterion(*sides) for sides in self._sides(z1, z2, draws)])
         return values.sum() if self.options.reduction == "free" else values.mean()
 
-    def _sides(self, z1: Tensor, z2: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _sides(self, z1: Tensor, z2: Tensor, draws: torch.Generator) -> list[tuple[Tensor, Tensor]]:
         """Online and target side, [n, d] each, of every sample: the table of placements."""
         placement = self.options.placement
         if placement == "predictor>fa":
-            return [(a, z2) for a in self._augment(self.predictor(z1), z2, same_branch=True)]
+            return [(a, z2) for a in self._augment(self.predictor(z1), z2, draws, True)]
         if placement == "fa>predictor":
-            return [(self.predictor(a), z2) for a in self._augment(z1, z2, same_branch=True)]
+            return [(self.predictor(a), z2) for a in self._augment(z1, z2, draws, True)]
         online = self.predictor(z1)
         if placement in ("basic", "parallel"):
-            return [(online, b) for b in self._augment(z2, z1, same_branch=False)]
+            return [(online, b) for b in self._augment(z2, z1, draws, False)]
         return [(online, z2)]
 
-    def _augment(self, z: Tensor, other: Tensor, *, same_branch: bool) -> Tensor:
+    def _augment(
+        self, z: Tensor, other: Tensor, draws: torch.Generator, same_branch: bool
+    ) -> Tensor:
         """FA of z [n, d] as [K, n, d]; `other` is what the other branch has projected."""
-        o, k, draws = self.options, self.options.samples, self._draws
+        o, k = self.options, self.options.samples
         z = z.detach() if o.stop_gradient else z
         if o.operator == "nn":
             return nearest(z, self.queue, k, straight_through=same_branch)
@@ -227,7 +228,7 @@ class TwoBranch(Method):
             online = [*self.backbone.parameters(), *self.projector.parameters()]
             for slow, fast in zip(self.target.parameters(), online, strict=True):
                 slow.lerp_(fast, 1 - momentum)
-        if self._newest:
+        if self._newest:  # of every batch that went through `losses` since the last step
             self.queue.push(torch.cat(self._newest))
         self._newest = []
 
