@@ -283,7 +283,7 @@ def seed_folder(results: Path, run: str, seed: int) -> Path:
 def main() -> None:
     """Entry point: a user's error is one line on stderr and exit code 2."""
     try:
-        sys.exit(app(args=sys.argv[1:] or ["--help"], standalone_mode=False))
+        sys.exit(app(args=sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
     except UserError as error:
         problem = str(error)
     except TyperException as error:

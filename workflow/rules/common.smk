@@ -8,18 +8,19 @@ sys.path.insert(0, str(Path("src").resolve()))
 
 from peregrine.config.fingerprint import fingerprint
 from peregrine.config.identity import digest
-from peregrine.config.load import load
+from peregrine.config.load import load, load_config
 from peregrine.config.machine import visible_gpus
 from peregrine.errors import UserError
 
 try:
-    PROJECT = load(Path("config"), scale=config["scale"])
+    PROJECT = load(Path("config"), **config)
+    STEPS_SEE = load_config(Path("config"), scale=PROJECT.scale.name)
 except UserError as error:
     raise WorkflowError(str(error))
 
 # The steps read config.yaml themselves and are told the scale, so nothing else can be overridden.
-for key, value in PROJECT.config.model_dump(mode="json").items():
-    if config.get(key, value) != value:
+for key, value in STEPS_SEE:
+    if getattr(PROJECT.config, key) != value:
         raise WorkflowError(f"--config {key}=... has no effect; edit config/config.yaml")
 
 SCALE = PROJECT.scale.name
@@ -36,6 +37,7 @@ READING = "corrected"
 TOGETHER = PROJECT.scale.seeds_per_job == "all"
 SEED_FOLDERS = expand("seed-{seed}", seed=PROJECT.scale.seeds) if TOGETHER else ["seed-{seed}"]
 JOB = "{run}" if TOGETHER else "{run}.seed-{seed}"
+SEED_NAMES = "all seeds" if TOGETHER else "seed {wildcards.seed}"
 
 
 wildcard_constraints:
@@ -43,6 +45,27 @@ wildcard_constraints:
     seed=r"\d+",
     study="|".join(STUDIES),
     dataset=r"[a-z0-9_]+",
+
+
+class RowNames(dict):
+    """Labels by run id, as a message can print them: `{ROWS:{wildcards.run}}`.
+
+    A message knows the globals of the workflow. In `params:` a new label would rerun the step.
+    """
+
+    def __format__(self, run):
+        return self[run]
+
+
+ROWS = RowNames()
+for cell in PROJECT.cells:
+    told = f"{cell.label} ({cell.study})"
+    ROWS[cell.id] = f"{ROWS[cell.id]} = {told}" if cell.id in ROWS else told
+
+
+def about(step):
+    """Message of a step of a run: its rows and seeds in words, then the run id."""
+    return f"{step} {{ROWS:{{wildcards.run}}}}, {SEED_NAMES}: {{wildcards.run}}"
 
 
 def of_seeds(name):
