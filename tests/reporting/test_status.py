@@ -129,7 +129,7 @@ def test_the_table_counts(world):
     world.drop("large", 1)
     lines = as_text(world.project, look(world), "what").splitlines()
     head, small, large = lines[3:6]
-    assert lines[:3] == ["scale mini, 3 seeds a row", "", "toy"]
+    assert lines[:3] == ["scale mini, seeds 0 1 2", "", "toy"]
     assert head.split() == ["row", "done", "to", "evaluate", "missing", "run"]
     ids = {row: cell.id for row, cell in world.project.of("toy").items()}
     assert small.split()[-4:] == ["2", ".", "1", ids["small"]]

@@ -134,7 +134,7 @@ def as_text(project: Project, seeds: Sequence[SeedState], step: str) -> str:
     """Tables, the lines on what is not done, totals and the next step, for a reader."""
     shown = [s for s in STATES if s == "done" or any(each.state == s for each in seeds)]
     label = max([3, *(len(each.label) for each in seeds)])
-    lines = [f"scale {project.scale.name}, {len(project.scale.seeds)} seeds a row"]
+    lines = [f"scale {project.scale.name}, seeds {' '.join(map(str, project.scale.seeds))}"]
     for study in dict.fromkeys(each.study for each in seeds):
         head = "".join(f"  {state}" for state in shown)
         lines += ["", study, f"  {'row':<{label}}{head}  run"]
