@@ -9,37 +9,58 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.exceptions import TyperException
 
-from peregrine.errors import UserError
+from peregrine.errors import REMEDIES, UserError, refusal
 
 if TYPE_CHECKING:
     from peregrine.config.load import Project
 
 app = typer.Typer(
-    help="Rerun FALCON / CPLearn and Feature Augmentation, step by step.",
-    no_args_is_help=True,
+    help="""Rerun FALCON / CPLearn and Feature Augmentation, step by step.
+
+    `snakemake` runs the steps in their order, in parallel and only where something is missing or
+    out of date. Each of them also runs by hand; `status` says which runs there are and how far
+    they are.""",
+    epilog="A wrong input ends with one line that names it, and exit code 2.",
+    rich_markup_mode="markdown",
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+STEPS, SUMMARY, LOOK = "Steps of a run, in their order", "Steps of a study", "Looking around"
+"""Headings in the list of commands."""
+
 INTERRUPTED = 75
 """Exit code of a run that was asked to stop: try again, it goes on (EX_TEMPFAIL)."""
 
+DataSet = Annotated[str, typer.Argument(help="A data set of the registry, such as digits.")]
+StudyName = Annotated[str, typer.Argument(help="A study of config.yaml, such as falcon.")]
 Configuration = Annotated[Path, typer.Option("--config", help="The configuration folder.")]
-ScaleName = Annotated[str | None, typer.Option("--scale", help="Instead of config.yaml's scale.")]
-RunId = Annotated[str, typer.Option("--run", help="Run id, a folder of results/runs.")]
-Seeds = Annotated[list[int], typer.Option("--seed", help="Repeat for several seeds.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+ScaleName = Annotated[
+    str | None,
+    typer.Option("--scale", help="A file of config/scales/; config.yaml's scale if not given."),
+]
+RunId = Annotated[str, typer.Option("--run", help="Run id, as `status` and results/runs name it.")]
+Seeds = Annotated[list[int], typer.Option("--seed", help="A seed of the scale; may be repeated.")]
+Device = Annotated[
+    str, typer.Option(help="auto (a GPU where there is one, else the CPU), cpu, cuda or cuda:N.")
+]
 
 
-@app.command()
+@app.command(rich_help_panel=STEPS)
 def prepare(
-    dataset: str,
+    dataset: DataSet,
     config: Configuration = Path("config"),
-    check: Annotated[bool, typer.Option("--check", help="Write and fetch nothing.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Say what is there; write and fetch nothing.")
+    ] = False,
 ) -> None:
-    """Bring a data set into one verified uint8 file, or say what there is of it."""
+    """Bring a data set into one verified uint8 file.
+
+    Writes {name}.safetensors and {name}.json to results/data/.
+    """
     from peregrine.config.load import load_config
     from peregrine.config.models import SourceSpec
     from peregrine.data.acquire import check as look
@@ -60,7 +81,7 @@ def prepare(
         print(step(dataset, results / "data", spec, store))
 
 
-@app.command()
+@app.command(rich_help_panel=STEPS)
 def pretrain(
     run: RunId,
     seed: Seeds,
@@ -68,7 +89,12 @@ def pretrain(
     scale: ScaleName = None,
     device: Device = "auto",
 ) -> None:
-    """Train a run, one seed after the other; a stopped one goes on where it was."""
+    """Train a run, one seed after the other; a stopped one goes on where it was.
+
+    Reads the prepared data set; writes results/runs/RUN/seed-N/. Ends with code 0 also where a
+    seed collapses or ends in NaN, which is a result, and with code 75 where a signal stopped it:
+    the same command then goes on from the last checkpoint.
+    """
     from peregrine.config.load import load
     from peregrine.data.prepare import load as load_data
     from peregrine.pretrain.device import pick_device, set_threads
@@ -90,7 +116,7 @@ def pretrain(
         print(f"run {run}, seed {each}: {outcome['status']} at epoch {outcome['epoch']}")
 
 
-@app.command()
+@app.command(rich_help_panel=STEPS)
 def extract(
     run: RunId,
     seed: Seeds,
@@ -98,7 +124,10 @@ def extract(
     scale: ScaleName = None,
     device: Device = "auto",
 ) -> None:
-    """Compute the frozen features of trained runs; their checkpoints are then removed."""
+    """Compute the frozen features of trained runs; their checkpoints are then removed.
+
+    Reads the weights and the data; writes results/runs/RUN/seed-N/corrected/features.safetensors.
+    """
     from peregrine.config.load import load
     from peregrine.data.prepare import load as load_data
     from peregrine.evaluation.features import extract as step
@@ -117,11 +146,14 @@ def extract(
         forget_checkpoint(folder)
 
 
-@app.command()
+@app.command(rich_help_panel=STEPS)
 def evaluate(
     run: RunId, seed: Seeds, config: Configuration = Path("config"), scale: ScaleName = None
 ) -> None:
-    """Linear probe, kNN and clustering on frozen features."""
+    """Linear probe, kNN and clustering on frozen features.
+
+    Writes linear-, knn- and clustering-PROTOCOL.json beside the features.
+    """
     from peregrine.config.check import READINGS
     from peregrine.config.load import load
     from peregrine.evaluation.evaluate import evaluate as step
@@ -132,11 +164,14 @@ def evaluate(
             step(folder, reading, project.scale.protocol, project.protocol)
 
 
-@app.command()
+@app.command(rich_help_panel=STEPS)
 def diagnose(
     run: RunId, seed: Seeds, config: Configuration = Path("config"), scale: ScaleName = None
 ) -> None:
-    """Collapse diagnostics on frozen features."""
+    """Collapse diagnostics on frozen features.
+
+    Writes collapse-PROTOCOL.json and spectrum.csv beside the features.
+    """
     from peregrine.config.check import READINGS
     from peregrine.config.load import load
     from peregrine.diagnostics.diagnose import diagnose as step
@@ -147,9 +182,14 @@ def diagnose(
             step(folder, reading, project.scale.protocol, project.protocol)
 
 
-@app.command()
-def collect(study: str, config: Configuration = Path("config"), scale: ScaleName = None) -> None:
-    """Gather whatever is finished into metrics, tables, figures and claims."""
+@app.command(rich_help_panel=SUMMARY)
+def collect(
+    study: StudyName, config: Configuration = Path("config"), scale: ScaleName = None
+) -> None:
+    """Gather whatever is finished into metrics, tables, figures and claims.
+
+    Missing, failed, mixed and older seeds are shown as such. Writes results/SCALE/STUDY/.
+    """
     from peregrine.config.load import load
     from peregrine.reporting.collect import collect as step
 
@@ -157,9 +197,14 @@ def collect(study: str, config: Configuration = Path("config"), scale: ScaleName
     step(project, study, Path(project.config.results), config)
 
 
-@app.command()
-def report(study: str, config: Configuration = Path("config"), scale: ScaleName = None) -> None:
-    """Executed notebook, HTML and PDF of a study."""
+@app.command(rich_help_panel=SUMMARY)
+def report(
+    study: StudyName, config: Configuration = Path("config"), scale: ScaleName = None
+) -> None:
+    """Executed notebook, HTML and PDF of a study.
+
+    Reads what collect wrote, recomputes every number of it, writes reports/SCALE/STUDY.*.
+    """
     from peregrine.config.load import load
     from peregrine.reporting.report import report as step
 
@@ -168,9 +213,9 @@ def report(study: str, config: Configuration = Path("config"), scale: ScaleName 
     step(project, study, *folders, config)
 
 
-@app.command()
+@app.command(rich_help_panel=SUMMARY)
 def index(config: Configuration = Path("config"), scale: ScaleName = None) -> None:
-    """The page that links the reports of a scale."""
+    """The page that links the reports of a scale: reports/SCALE/index.html."""
     from peregrine.config.load import load
     from peregrine.reporting.report import index as step
 
@@ -178,7 +223,7 @@ def index(config: Configuration = Path("config"), scale: ScaleName = None) -> No
     step(project, Path(project.config.results), Path(project.config.reports))
 
 
-@app.command()
+@app.command(rich_help_panel=SUMMARY)
 def gate(
     runs: Annotated[list[Path], typer.Argument(help="runs.csv of every study.")],
     output: Annotated[Path, typer.Option(help="Written only when every run finished.")],
@@ -198,7 +243,29 @@ def gate(
     write_text(output, f"{len(seeds)} of {len(seeds)} seeds finished{note}\n")
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
+def status(
+    study: Annotated[
+        list[str] | None, typer.Option(help="Only this study; may be repeated.")
+    ] = None,
+    config: Configuration = Path("config"),
+    scale: ScaleName = None,
+    json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """How far every seed of every row is, and what to type next.
+
+    Reads only, also beside a running workflow. Ends with code 0 whatever it finds.
+    """
+    from peregrine.config.load import load, load_config
+    from peregrine.reporting.status import as_json, as_text, next_step, states
+
+    project = load(config, scale=scale)
+    seeds = states(project, study or list(project.studies), Path(project.config.results))
+    step = next_step(project, seeds, load_config(config).scale)
+    print((as_json if json else as_text)(project, seeds, step))
+
+
+@app.command(rich_help_panel=LOOK)
 def schema() -> None:
     """Print the JSON schema of config.yaml (workflow/schemas/config.schema.json)."""
     import json
@@ -238,9 +305,17 @@ def seed_folder(results: Path, run: str, seed: int) -> Path:
 def main() -> None:
     """Entry point: a user's error is one line on stderr and exit code 2."""
     try:
-        app(standalone_mode=True)
+        sys.exit(app(args=sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
     except UserError as error:
-        print(f"peregrine: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        problem = str(error)
+    except TyperException as error:
+        command = getattr(getattr(error, "ctx", None), "command_path", "python -m peregrine")
+        problem = f"{error.format_message()} (see {command} -h)"
     except BrokenPipeError:
         os._exit(1)
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        problem = f"{error.filename or 'a file'}: {refusal(error)}"
+    print(f"peregrine: error: {' '.join(problem.split())}", file=sys.stderr)
+    sys.exit(2)

@@ -24,7 +24,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_safetensors
 
-from peregrine.errors import UserError
+from peregrine.errors import UserError, refusal
 
 CHECKSUM = "checksum"
 
@@ -42,7 +42,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{path} cannot be written: {refusal(error)}") from None
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -72,14 +72,16 @@ def read_json(path: Path) -> dict[str, Any]:
     """The mapping that `write_json` wrote, without its checksum.
 
     Raises:
-        UserError: missing, not JSON, or changed since it was written.
+        UserError: missing, unreadable, not JSON, or changed since it was written.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         intact = data.pop(CHECKSUM) == _json_sum(data)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run the step that writes it") from None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {refusal(error)}") from None
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise UserError(f"{path} is damaged; delete it and rerun the step that writes it") from None
     if not intact:
         raise UserError(f"{path} was changed after it was written; delete it and rerun its step")
@@ -120,9 +122,10 @@ def read_tensors(
         verify: recompute the digest; it always covers the whole file.
 
     Raises:
-        UserError: missing, truncated, or its digest does not fit.
+        UserError: missing, unreadable, truncated, or its digest does not fit.
     """
     try:
+        path.open("rb").close()  # safetensors would call an unreadable file missing
         with safe_open(path, framework="np") as stream:
             metadata = dict(stream.metadata() or {})
             present = list(stream.keys())
@@ -130,7 +133,9 @@ def read_tensors(
             arrays = {name: stream.get_tensor(name) for name in wanted}
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run the step that writes it") from None
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {refusal(error)}") from None
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it and rerun its step") from None
     digest = metadata.pop(CHECKSUM, None)
     if verify and digest != tensor_digest(arrays, metadata):

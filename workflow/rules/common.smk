@@ -9,21 +9,21 @@ sys.path.insert(0, str(Path("src").resolve()))
 from peregrine.config.check import READINGS
 from peregrine.config.fingerprint import fingerprint
 from peregrine.config.identity import digest
-from peregrine.config.load import load
+from peregrine.config.load import load, load_config
 from peregrine.config.machine import jobs_per_gpu, visible_gpus
-from peregrine.config.models import Config, SourceSpec
+from peregrine.config.models import SourceSpec
 from peregrine.errors import UserError
 
 try:
-    PROJECT = load(Path("config"), scale=config["scale"])
+    PROJECT = load(Path("config"), **config)
+    STEPS_SEE = load_config(Path("config"), scale=PROJECT.scale.name)
     GPU_PLACES = len(visible_gpus()) * jobs_per_gpu()
 except UserError as error:
     raise WorkflowError(str(error))
 
 # The steps read config.yaml themselves and are told the scale, so nothing else can be overridden.
-GIVEN = Config.model_validate(dict(config))
-for key, value in PROJECT.config:
-    if getattr(GIVEN, key) != value:
+for key, value in STEPS_SEE:
+    if getattr(PROJECT.config, key) != value:
         raise WorkflowError(f"--config {key}=... has no effect; edit config/config.yaml")
 
 SCALE = PROJECT.scale.name
@@ -39,6 +39,7 @@ PROTOCOL = PROJECT.scale.protocol
 TOGETHER = PROJECT.scale.seeds_per_job == "all"
 SEED_FOLDERS = expand("seed-{seed}", seed=PROJECT.scale.seeds) if TOGETHER else ["seed-{seed}"]
 JOB = "{run}" if TOGETHER else "{run}.seed-{seed}"
+SEED_NAMES = "all seeds" if TOGETHER else "seed {wildcards.seed}"
 
 
 wildcard_constraints:
@@ -46,6 +47,27 @@ wildcard_constraints:
     seed=r"\d+",
     study="|".join(STUDIES),
     dataset=r"[a-z0-9_]+",
+
+
+class RowNames(dict):
+    """Labels by run id, as a message can print them: `{ROWS:{wildcards.run}}`.
+
+    A message knows the globals of the workflow. In `params:` a new label would rerun the step.
+    """
+
+    def __format__(self, run):
+        return self[run]
+
+
+ROWS = RowNames()
+for cell in PROJECT.cells:
+    told = f"{cell.label} ({cell.study})"
+    ROWS[cell.id] = f"{ROWS[cell.id]} = {told}" if cell.id in ROWS else told
+
+
+def about(step):
+    """Message of a step of a run: its rows and seeds in words, then the run id."""
+    return f"{step} {{ROWS:{{wildcards.run}}}}, {SEED_NAMES}: {{wildcards.run}}"
 
 
 def of_seeds(name):

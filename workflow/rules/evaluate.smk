@@ -26,7 +26,7 @@ rule extract:
         threads=PROJECT.scale.training_threads,
         seeds=seed_options,
     message:
-        "Extracting features of {wildcards.run}"
+        about("Extracting features of")
     shell:
         "OMP_NUM_THREADS={threads} PYTHONPATH=src python -m peregrine extract --scale {params.scale} --run {wildcards.run}"
         " {params.seeds} > {log:q} 2>&1"
@@ -57,7 +57,7 @@ rule evaluate:
         protocol=digest(PROJECT.protocol),
         seeds=seed_options,
     message:
-        "Evaluating {wildcards.run}"
+        about("Evaluating")
     shell:
         "OMP_NUM_THREADS={threads} PYTHONPATH=src python -m peregrine evaluate --scale {params.scale} --run {wildcards.run}"
         " {params.seeds} > {log:q} 2>&1"
@@ -89,7 +89,7 @@ rule diagnose:
         protocol=digest(PROJECT.protocol),
         seeds=seed_options,
     message:
-        "Collapse diagnostics of {wildcards.run}"
+        about("Collapse diagnostics of")
     shell:
         "OMP_NUM_THREADS={threads} PYTHONPATH=src python -m peregrine diagnose --scale {params.scale} --run {wildcards.run}"
         " {params.seeds} > {log:q} 2>&1"

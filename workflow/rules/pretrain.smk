@@ -30,7 +30,7 @@ rule pretrain:
         seeds=seed_options,
         threads=PROJECT.scale.training_threads,  # another count gives other last bits
     message:
-        "Pretraining {wildcards.run}"
+        about("Pretraining")
     shell:
         "OMP_NUM_THREADS={threads} PYTHONPATH=src python -m peregrine pretrain --scale {params.scale} --run {wildcards.run}"
         " {params.seeds} > {log:q} 2>&1"

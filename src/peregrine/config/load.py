@@ -100,7 +100,7 @@ OWN_OPTIONS = ("method", "backbone", "optimizer")
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Mappings merged key by key, later wins; another method, backbone or optimiser starts afresh."""
+    """Mappings merged key by key, later wins; another name of OWN_OPTIONS starts afresh."""
     out: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():

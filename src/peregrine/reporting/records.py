@@ -139,8 +139,8 @@ def read_records(project: Project, study: str, results: Path) -> Records:
     runs: list[SeedRun] = []
     for cell in project.of(study).values():
         folder = results / "runs" / cell.id
-        seeds = [_read_seed(folder, cell, seed, project) for seed in project.scale.seeds]
-        runs += _judged([run for run, _, _ in seeds], [facts for _, facts, _ in seeds])
+        seeds = [read_seed(folder, cell, seed, project) for seed in project.scale.seeds]
+        runs += judged([run for run, _, _ in seeds], [facts for _, facts, _ in seeds])
         for _, _, values in seeds:
             measurements += values
     return Records(measurements, runs)
@@ -187,9 +187,14 @@ Facts = dict[str, str]
 """What the seeds of a row must share, by name: data, code of every step, accept_unverified."""
 
 
-def _read_seed(
+def read_seed(
     folder: Path, cell: Cell, seed: int, project: Project
 ) -> tuple[SeedRun, Facts | None, list[Measurement]]:
+    """What one seed has left in `folder`/seed-{seed}; facts are None where nothing is complete.
+
+    Raises:
+        UserError: a file that is there but damaged, changed, or of another run.
+    """
     place = folder / f"seed-{seed}"
     name = SeedRun(cell.row, cell.label, cell.id, seed, "missing", "", "", "", "", "", "")
     if not place.is_dir():
@@ -277,7 +282,7 @@ def _older(method: str, code: str, parts: Mapping[str, str]) -> list[str]:
     return [f"older code, these modules differ: {', '.join(differ) or 'none of the recorded'}"]
 
 
-def _judged(runs: list[SeedRun], facts: list[Facts | None]) -> list[SeedRun]:
+def judged(runs: list[SeedRun], facts: list[Facts | None]) -> list[SeedRun]:
     """The seeds of a row, called mixed where they may not be averaged."""
     known: dict[str, set[str]] = {}
     for each in facts:
