@@ -144,7 +144,7 @@ def test_the_metrics_are_those_that_the_evaluations_return():
             f"{layer}/{name}": value
             for layer in ("features", "embeddings")
             for report in (
-                geometry_report(x, labels=y, codes=codes, views=[x[:300], x[300:]]),
+                geometry_report(x, np.ones(6), labels=y, codes=codes, views=[x[:300], x[300:]]),
                 mixture_report(x, MIXTURES, sample=600, seed=0),
             )
             for name, value in report.items()

@@ -10,6 +10,11 @@ from peregrine.diagnostics import geometry
 from peregrine.diagnostics.collapse import spectrum
 from peregrine.diagnostics.matrices import correlation_picture, shown, similarity_picture
 
+
+def report_of(x, **more):
+    return geometry.geometry_report(x, spectrum(x), **more)
+
+
 HADAMARD = np.array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], float)
 """Its columns after the first are centred and at right angles."""
 
@@ -39,7 +44,7 @@ def test_alpha_is_undefined_where_nothing_or_too_little_varies():
     assert geometry.alpha_req(np.ones(5), 0.0) == (None, 2)
     assert geometry.alpha_req(spectrum(np.full((9, 20), 3.0)), 1e-6) == (None, 0)
     x = np.random.default_rng(0).normal(size=(8, 50))  # n < d: 7 directions, 4 to 7
-    assert geometry.geometry_report(x)["alpha_req_points"] == 4
+    assert report_of(x)["alpha_req_points"] == 4
 
 
 def test_offdiagonal_by_hand():
@@ -64,14 +69,14 @@ def test_a_coordinate_that_does_not_vary_does_not_read_as_decorrelated():
 
 def test_offdiagonal_of_independent_coordinates_and_of_random_codes():
     draw = np.random.default_rng(0)
-    report = geometry.geometry_report(draw.normal(size=(50, 200)))
+    report = report_of(draw.normal(size=(50, 200)))
     # 19,900 squared correlations of mean 1/49 and sd about sqrt(2)/49: .0002 for their mean.
     assert report["offdiagonal_chance"] == 1 / 49
     assert report["offdiagonal"] == pytest.approx(1 / 49, abs=0.001)
     # Twelve images on each of 64 random codes: as correlated as 64 codes, not as 768 images.
     codes = np.repeat(np.arange(64), 12)
     signs = draw.integers(2, size=(64, 100)) * 2.0 - 1
-    report = geometry.geometry_report(signs[codes], codes=codes)
+    report = report_of(signs[codes], codes=codes)
     assert report["offdiagonal_codes"] == 1 / 63
     assert report["offdiagonal"] == pytest.approx(1 / 63, abs=0.001)
 
@@ -147,7 +152,7 @@ def test_the_report_holds_what_it_was_given():
     draw = np.random.default_rng(0)
     x, codes, labels = draw.normal(size=(40, 6)), np.arange(40) % 8, np.arange(40) % 4
     views = draw.normal(size=(2, 20, 6))
-    report = geometry.geometry_report(x, labels=labels, codes=codes, views=views)
+    report = report_of(x, labels=labels, codes=codes, views=views)
     assert report["class_contrast"] == geometry.contrast(x, labels)
     assert report["code_contrast"] == geometry.contrast(x, codes)
     assert report["offdiagonal_codes"] == 1 / 7
@@ -156,8 +161,8 @@ def test_the_report_holds_what_it_was_given():
     assert report["uniformity"] == pytest.approx(sum(both) / 2)
     assert report["uniformity_floor"] == geometry.uniformity_floor(6)
     alone = {"alpha_req", "alpha_req_points", "offdiagonal", "offdiagonal_chance"}
-    assert set(geometry.geometry_report(x)) == alone
-    one = geometry.geometry_report(x[:1], labels=labels[:1], codes=codes[:1], views=views[:, :1])
+    assert set(report_of(x)) == alone
+    one = report_of(x[:1], labels=labels[:1], codes=codes[:1], views=views[:, :1])
     undefined = {key for key, value in one.items() if value is None}
     assert undefined == {
         "alpha_req",
@@ -177,7 +182,7 @@ def test_values_that_are_not_finite_are_refused_in_one_line(bad):
     for function in (
         geometry.offdiagonal,
         geometry.uniformity,
-        geometry.geometry_report,
+        lambda x: geometry.geometry_report(x, np.ones(3)),
         correlation_picture,
         lambda x: geometry.alignment(np.ones((4, 3)), x),
         lambda x: geometry.contrast(x, [0, 0, 1, 1]),

@@ -248,7 +248,7 @@ class Protocol(Model):
         MIXTURES, min_length=1, description="Sizes of the Gaussian mixtures; n / 3 at most."
     )
     mixture_sample: int = Field(
-        5000, ge=3, description="Most test images that a Gaussian mixture is fitted to."
+        10_000, ge=3, description="Most test images that a Gaussian mixture is fitted to."
     )
 
 

@@ -16,6 +16,8 @@ as no variance, since noise is isotropic and would read as full rank. Thresholds
 here; a study declares them.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import svd
@@ -239,11 +241,16 @@ def cluster_usage(codes: ArrayLike | None, mean_soft: ArrayLike | None, c: int) 
 
 
 def _layer_report(
-    x: ArrayLike, name: str, labels: ArrayLike | None, codes: ArrayLike | None
+    x: ArrayLike,
+    name: str,
+    labels: ArrayLike | None,
+    codes: ArrayLike | None,
+    singular: NDArray[np.float64] | None,
 ) -> dict[str, float | int]:
     matrix = finite_matrix(x, name)
     n, d = matrix.shape
-    singular, floor = spectrum(matrix), rounding_floor(matrix)
+    singular = spectrum(matrix) if singular is None else singular
+    floor = rounding_floor(matrix)
     rank = _effective_rank(singular, floor)
     report: dict[str, float | int] = {
         "n": n,
@@ -277,25 +284,28 @@ def collapse_report(
     mean_soft: ArrayLike | None = None,
     c: int | None = None,
     labels: ArrayLike | None = None,
+    spectra: Mapping[str, NDArray[np.float64]] | None = None,
 ) -> dict[str, float | int]:
     """All statistics of this module for backbone features and embeddings of the same n samples.
 
     features [n, f]; embeddings [n, d] or None; codes [n], mean_soft [c] and c as in
-    `cluster_usage`, None for a method without scores; labels [n] of the classes or None. Returns a
-    flat dictionary. Per layer ("features/", "embeddings/"): "n", "d", "constant" (1: nothing
-    varies), "feature_sd", "rankme", "effective_rank", "participation_ratio", each with
-    "_ceiling"; with labels "intraclass_variance", with codes "intracluster_variance", each with
-    "_ceiling", "_chance" (expected for a meaningless grouping) and "_groups" (occupied). With c:
-    the keys of `cluster_usage` under "codes/". Raises ValueError on non-finite values, on lengths
-    that differ, and on codes or mean_soft without c.
+    `cluster_usage`, None for a method without scores; labels [n] of the classes or None; spectra:
+    the `spectrum` of each layer where it is known. Returns a flat dictionary. Per layer
+    ("features/", "embeddings/"): "n", "d", "constant" (1: nothing varies), "feature_sd", "rankme",
+    "effective_rank", "participation_ratio", each with "_ceiling"; with labels
+    "intraclass_variance", with codes "intracluster_variance", each with "_ceiling", "_chance"
+    (expected for a meaningless grouping) and "_groups" (occupied). With c: the keys of
+    `cluster_usage` under "codes/". Raises ValueError on non-finite values, on lengths that differ,
+    and on codes or mean_soft without c.
     """
     if c is None and (codes is not None or mean_soft is not None):
         raise ValueError("c: the size of the dictionary is needed with codes or mean_soft")
     if embeddings is not None and len(embeddings) != len(features):
         raise ValueError(f"embeddings: {len(embeddings)} rows for {len(features)} of features")
-    report = _layer_report(features, "features", labels, codes)
+    spectra = spectra or {}
+    report = _layer_report(features, "features", labels, codes, spectra.get("features"))
     if embeddings is not None:
-        report |= _layer_report(embeddings, "embeddings", labels, codes)
+        report |= _layer_report(embeddings, "embeddings", labels, codes, spectra.get("embeddings"))
     if codes is not None or mean_soft is not None:
         usage = cluster_usage(codes, mean_soft, c)
         report |= {f"codes/{key}": value for key, value in usage.items()}

@@ -56,10 +56,15 @@ def _corrected(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     codes, usage = arrays.get("test_codes"), arrays.get("test_usage")
     layers = {layer: arrays[f"test_{layer}"] for layer in LAYERS}
-    report = collapse_report(*layers.values(), codes, usage, c, arrays["test_labels"])
+    spectra = {layer: spectrum(x) for layer, x in layers.items()}
+    report = collapse_report(*layers.values(), codes, usage, c, arrays["test_labels"], spectra)
     for layer, x in layers.items():
         more = geometry_report(
-            x, labels=arrays["test_labels"], codes=codes, views=arrays.get(f"views_{layer}")
+            x,
+            spectra[layer],
+            labels=arrays["test_labels"],
+            codes=codes,
+            views=arrays.get(f"views_{layer}"),
         ) | mixture_report(
             x,
             protocol.mixture_components,
@@ -67,7 +72,7 @@ def _corrected(
             seed=protocol.split_seed,
         )
         report |= {f"{layer}/{key}": value for key, value in more.items()}
-    return report, {layer: spectrum(x) for layer, x in layers.items()}
+    return report, spectra
 
 
 def _released(

@@ -25,7 +25,6 @@ from peregrine.diagnostics.collapse import (
     finite_matrix,
     label_vector,
     rounding_floor,
-    spectrum,
     unit_rows,
 )
 
@@ -166,6 +165,7 @@ def uniformity_floor(d: int) -> float:
 
 def geometry_report(
     x: ArrayLike,
+    singular: NDArray[np.float64],
     *,
     labels: ArrayLike | None = None,
     codes: ArrayLike | None = None,
@@ -173,15 +173,16 @@ def geometry_report(
 ) -> dict[str, float | int | None]:
     """All statistics of this module for one layer, None where one is not defined.
 
-    x [n, d]; labels and codes [n] or None; views [2, m, d], two augmented views of m images, or
-    None. Keys: "alpha_req", "alpha_req_points"; "offdiagonal" with "_chance" 1 / (n - 1) and, with
-    codes, "_codes" = 1 / (m - 1), what m random codes in use give (theory: sd 1 / sqrt(c));
-    "class_contrast", "code_contrast"; with views "alignment" with "_chance", "uniformity" (mean of
-    both views, as in the paper) with "_floor". Raises ValueError on non-finite values.
+    x [n, d] and its `spectrum`; labels and codes [n] or None; views [2, m, d], two augmented views
+    of m images, or None. Keys: "alpha_req", "alpha_req_points"; "offdiagonal" with "_chance"
+    1 / (n - 1) and, with codes, "_codes" = 1 / (m - 1), what m random codes in use give (theory: sd
+    1 / sqrt(c)); "class_contrast", "code_contrast"; with views "alignment" with "_chance",
+    "uniformity" (mean of both views, as in the paper) with "_floor". Raises ValueError on
+    non-finite values.
     """
     matrix = finite_matrix(x, "x")
     n, d = matrix.shape
-    alpha, points = alpha_req(spectrum(matrix), rounding_floor(matrix))
+    alpha, points = alpha_req(singular, rounding_floor(matrix))
     report: dict[str, float | int | None] = {
         "alpha_req": alpha,
         "alpha_req_points": points,

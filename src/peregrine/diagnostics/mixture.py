@@ -10,7 +10,7 @@ import as long as all other diagnostics of a run; tests hold each step against i
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -48,42 +48,50 @@ def sampled(n: int, most: int, seed: int) -> NDArray[np.int64] | slice:
     return np.sort(np.random.default_rng(seed).choice(n, most, replace=False))
 
 
-def mixture_entropy(x: NDArray[np.float64], k: int, seed: int) -> float:
-    """Entropy in nats of a mixture of k diagonal Gaussians fitted to `x` [n, d] by EM.
+def mixture_entropies(x: NDArray[np.float64], sizes: Sequence[int], seed: int) -> dict[int, float]:
+    """Number k of components -> entropy in nats of k diagonal Gaussians fitted to `x` [n, d] by EM.
 
     By the chain rule, H = sum_k w_k H_k + I: entropies of the components, H_k = 1/2 sum_j
     ln(2 pi e var_kj), plus what an image tells about its component, I = H(w) - mean entropy of the
     responsibilities, between 0 and ln k. Exact for k = 1 and for clusters that do not overlap. On
-    one thread, so that equal input gives equal bytes.
+    one thread, so that equal input gives equal bytes; a size says the same whatever the others.
     """
     with threadpool_limits(1):
-        shares = _start(x, k, np.random.default_rng(seed))
-        before = -np.inf
-        for _ in range(STEPS):
-            weights, means, variances = maximise(x, shares)
-            shares, now = responsibilities(x, weights, means, variances)
-            if now - before < TOLERANCE * x.shape[1]:
-                break
-            before = now
+        draws = np.random.default_rng(seed)
+        return {k: _fitted(x, k, nearest) for k, nearest in _starts(x, sizes, draws)}
+
+
+def _fitted(x: NDArray[np.float64], k: int, nearest: NDArray[np.int64]) -> float:
+    """Entropy of the mixture at which EM arrives from the clusters `nearest` [n], in [0, k)."""
+    shares = np.zeros((len(x), k))
+    shares[np.arange(len(x)), nearest] = 1.0
+    before = -np.inf
+    for _ in range(STEPS):
+        weights, means, variances = maximise(x, shares)
+        shares, now = responsibilities(x, weights, means, variances)
+        if now - before < TOLERANCE * x.shape[1]:
+            break
+        before = now
     within = weights @ (GAUSSIAN + 0.5 * np.log(variances)).sum(axis=1)
     return float(within + entr(weights).sum() - entr(shares).sum(axis=1).mean())
 
 
-def _start(x: NDArray[np.float64], k: int, draws: np.random.Generator) -> NDArray[np.float64]:
-    """Shares [n, k], 0 or 1: every row to the nearest of k rows that k-means++ has drawn."""
+def _starts(
+    x: NDArray[np.float64], sizes: Sequence[int], draws: np.random.Generator
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """(k, nearest [n] of k rows drawn by k-means++), by size: a larger one draws on."""
     nearest = np.zeros(len(x), dtype=np.int64)
     squares = (x**2).sum(axis=1)
     distance = np.full(len(x), np.inf)
     pick = int(draws.integers(len(x)))
-    for j in range(k):
+    for j in range(max(sizes, default=0)):
         new = np.maximum(squares - 2 * x @ x[pick] + squares[pick], 0.0)
         nearest[new < distance] = j
         distance = np.minimum(distance, new)
+        if j + 1 in sizes:
+            yield j + 1, nearest.copy()
         mass = np.cumsum(distance)
         pick = min(int(np.searchsorted(mass, draws.random() * mass[-1], "right")), len(x) - 1)
-    shares = np.zeros((len(x), k))
-    shares[np.arange(len(x)), nearest] = 1.0
-    return shares
 
 
 def maximise(
@@ -112,12 +120,13 @@ def responsibilities(
     return shares / total, float((top + np.log(total)).mean())
 
 
-@lru_cache(maxsize=64)
-def _by_chance(n: int, rank: int, k: int, seed: int) -> float:
-    """Entropy relative to its own Gaussian, in nats, of a sample of an isotropic Gaussian."""
+@lru_cache(maxsize=8)
+def _by_chance(n: int, rank: int, sizes: tuple[int, ...], seed: int) -> dict[int, float]:
+    """Entropies relative to its own Gaussian, in nats, of a sample of an isotropic Gaussian."""
     x = np.random.default_rng([seed, n, rank]).standard_normal((n, rank))
     axes, variances = principal_axes(x)
-    return mixture_entropy(axes, k, seed) - gaussian_entropy(variances)
+    gaussian = gaussian_entropy(variances)
+    return {k: entropy - gaussian for k, entropy in mixture_entropies(axes, sizes, seed).items()}
 
 
 def gaussian_entropy(variances: NDArray[np.float64]) -> float:
@@ -174,11 +183,11 @@ def mixture_report(
         "mixture_entropy_ceiling": GAUSSIAN,
         "gaussian_entropy": (gaussian + flat) / d,
     }
-    for k in fit:
-        entropy = mixture_entropy(axes[:, kept], k, seed)
+    chance = _by_chance(n, rank, tuple(fit), seed)
+    for k, entropy in mixture_entropies(axes[:, kept], fit, seed).items():
         report |= {
             f"mixture_entropy_k{k}": (entropy + flat) / d,
             f"mixture_relative_k{k}": (entropy - gaussian) / d,
-            f"mixture_chance_k{k}": _by_chance(n, rank, k, seed) / d,
+            f"mixture_chance_k{k}": chance[k] / d,
         }
     return report

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import svd
 
 from peregrine.diagnostics.collapse import cluster_usage, finite_matrix
-from peregrine.diagnostics.mixture import fitting, gaussian_entropy, mixture_entropy, sampled
+from peregrine.diagnostics.mixture import fitting, gaussian_entropy, mixture_entropies, sampled
 
 WIDTH = 2048
 """Columns to which the released code pads every method's embeddings."""
@@ -74,7 +74,7 @@ def released_report(
         "embeddings/mixture_skipped": [k for k in sizes if k not in fit],
         "embeddings/mixture_padding": padding,
     }
-    for k in fit if scaled is not None else ():
-        entropy = mixture_entropy(scaled[picks], k, seed)
-        report[f"embeddings/mixture_entropy_k{k}"] = entropy + padding
+    if scaled is not None:
+        for k, entropy in mixture_entropies(scaled[picks], fit, seed).items():
+            report[f"embeddings/mixture_entropy_k{k}"] = entropy + padding
     return report | {f"codes/{k}": v for k, v in cluster_usage(codes, None, c).items()}
