@@ -107,7 +107,7 @@ CONFIGURATION = {
         ("status",), ("tiny.yaml", "protocol 'strict'", "protocols.yaml"),
         ("scales/tiny.yaml", "name: tiny", "name: tiny\nprotocol: strict"),
     ),
-    "unknown data set": Case(("prepare", "digts"), ("'digts'", "there are:", "digits")),
+    "unknown data set": Case(("prepare", "digts"), ("'digts'", "did you mean 'digits'?")),
     "unknown scale": Case(
         ("pretrain", *FIRST, "--scale", "papr"), ("papr.yaml does not exist", "there are: tiny")
     ),

@@ -5,9 +5,9 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from peregrine.config import models
 from peregrine.config.load import Cell, build_run
 from peregrine.config.study import Claim, Study
+from peregrine.config.study import Test as Declared
 from peregrine.errors import UserError
 from peregrine.reporting.claims import judge
 from peregrine.reporting.records import Evidence, Measurement, Records, SeedRun
@@ -334,7 +334,7 @@ def test_one_seed_decides_nothing():
 )
 def test_tests_that_are_not_whole_are_refused(wrong):
     with pytest.raises(ValidationError):
-        models.Test(**wrong)
+        Declared(**wrong)
 
 
 def test_a_claim_needs_tests_or_a_reason():
