@@ -18,6 +18,8 @@ from peregrine.methods.build import build_method, load_state
 from peregrine.streams import generator
 
 BATCH = 512
+SCORES = 2**25
+"""Scores held at a time, 128 MiB: with more than 65,536 codes a batch has fewer images."""
 
 
 def load_run(folder: Path) -> tuple[Run, dict]:
@@ -95,8 +97,9 @@ def _describe(
     sd = torch.tensor(data.sd, device=device).view(-1, 1, 1)
     features, embeddings, codes, usage = [], [], [], []
     images = data.images[split]
-    for start in range(0, len(images), BATCH):
-        batch = torch.from_numpy(images[start : start + BATCH]).to(device).float() / 255
+    size = max(1, min(BATCH, SCORES // max(1, getattr(method.options, "codes", 1))))
+    for start in range(0, len(images), size):
+        batch = torch.from_numpy(images[start : start + size]).to(device).float() / 255
         seen = method.describe((batch - mean) / sd)
         features.append(seen.features.float().cpu().numpy())
         embeddings.append(seen.embeddings.float().cpu().numpy())
