@@ -1,6 +1,6 @@
 """The theory study: sizes, claims with their tolerances, figures. A study of its own kind.
 
-It has no runs, data or seeds: config/studies/theory.yaml says how large its minimisations are, and
+It has no runs, data or seeds: config/theory.yaml says how large its minimisations are, and
 a scale lays its `theory` over these sizes.
 """
 
@@ -25,14 +25,16 @@ class Sizes(Model):
     code_count: Count = Field(description="Random codes drawn for each f.")
     assignment_samples: Count = Field(description="n of the free assignments.")
     assignment_codes: Count = Field(description="c of the free assignments, larger than n.")
-    assignment_starts: int = Field(ge=1, description="Their random starts at c in few_codes.")
-    large_starts: int = Field(ge=0, description="Their random starts at c = assignment_codes.")
+    assignment_starts: int = Field(ge=1, description="Their random starts, at the c of few_codes.")
+    large_starts: int = Field(ge=0, description="Their random starts, at the largest c.")
     betas: tuple[Positive, ...] = Field(min_length=1, description="Weights of the invariance.")
     width: Count = Field(description="f of the free embeddings.")
-    block: Count = Field(description="n/c of the free embeddings with n >= c.")
-    codes: tuple[Count, ...] = Field(min_length=1, description="c of those; n = block * c.")
+    block: Count = Field(description="n/c of the free embeddings, n >= c.")
+    codes: tuple[Count, ...] = Field(
+        min_length=1, description="c of the free embeddings with n >= c."
+    )
     few_codes: tuple[Count, ...] = Field(
-        min_length=1, description="c of the free embeddings with n < c; n = assignment_samples."
+        min_length=1, description="c of the free embeddings with n < c, n as of assignments."
     )
     starts: int = Field(ge=1, description="Random starts of the free embeddings.")
     picture: Count = Field(description="c of the solutions whose cosines are written out.")
@@ -103,12 +105,12 @@ class TheoryStudy(Model):
 
 
 def load_theory(folder: Path, scale: Scale) -> TheoryStudy:
-    """config/studies/theory.yaml with the scale's sizes laid over it.
+    """config/theory.yaml with the scale's sizes laid over it.
 
     Raises:
         UserError: missing or not valid.
     """
-    path = folder / "studies" / "theory.yaml"
+    path = folder / "theory.yaml"
     data = read_yaml(path)
     sizes = data.get("sizes")
     if isinstance(sizes, dict):

@@ -24,7 +24,8 @@ SLOPE = 1e-8
 """At which a minimisation ends."""
 
 Line = tuple[str, str, str, int, int, int, str, str, float]
-"""(stage, norm, prior, n, c, f, start, metric, value); stage: blocks (n >= c) or few (n < c)."""
+"""(stage, norm, prior, n, c, f, start, metric, value); stage: blocks (n >= c) or few (n < c);
+prior is none where the spread assignment is approached instead of the loss minimised."""
 
 Cosine = tuple[str, str, str, int, int, float]
 """(norm, prior, start, row, column, cosine), samples in the order of their codes."""
@@ -64,6 +65,13 @@ def measure_embeddings(
             draws = generator(0, f"theory/embeddings/{norm}/{n}", step=c)
             for k in range(sizes.starts):
                 starts[f"random-{k}"] = torch.randn(n, f, generator=draws, dtype=torch.float64)
+            if n < c:
+                at = ("few", norm, "none", n, c, f, "spread")
+                yield (
+                    *at,
+                    "divergence",
+                    _distance_from_spread(codes, tau, norm, n, sizes.iterations),
+                )
             for prior in ("forward", "reverse"):
                 loss = _loss(codes, tau, norm, prior)
                 for name, start in starts.items():
@@ -85,6 +93,22 @@ def _loss(codes: Tensor, tau: float, norm: str, prior: str) -> Callable[[Tensor]
         return sum(falcon_loss(scores, scores, prior=prior, symmetric=False).values())
 
     return loss
+
+
+def _distance_from_spread(codes: Tensor, tau: float, norm: str, n: int, iterations: int) -> float:
+    """Least mean KL(spread || p) over embeddings [n, f], in nats; spread: evenly over c/n codes.
+
+    From the sums of each sample's c/n codes, the direction in which their logits are largest.
+    """
+    f, per = len(codes), codes.shape[1] // n
+
+    def divergence(raw: Tensor) -> Tensor:
+        log_p = (embed(raw, norm) @ codes / tau).log_softmax(dim=1).view(n, n, per)
+        own = log_p[torch.arange(n), torch.arange(n)]
+        return -own.mean() - math.log(per)
+
+    start = codes.view(f, n, per).sum(dim=2).T / (per * math.sqrt(n))
+    return minimise(divergence, start, iterations, SLOPE).loss
 
 
 def _entries(matrix: Tensor) -> Iterator[tuple[tuple[int, int], float]]:
@@ -137,7 +161,8 @@ def _described(
     together = own[:, None] == own
     cosines = unit @ unit.T
     yield "within_cosine_min", cosines[together].min().item()
-    yield "between_cosine_sd_times_root", cosines[~together].std().item() * math.sqrt(f)
+    if not together.all():
+        yield "between_cosine_sd_times_root", cosines[~together].std().item() * math.sqrt(f)
 
 
 def _mismatch(share: Tensor, prior: str) -> float | None:
