@@ -8,7 +8,7 @@ export PYTHONPATH := $(CURDIR)/src
 
 .PHONY: demo test lint format schema lock clean
 
-demo: $(VENV)/installed  ## both studies at demo scale: two PDFs in reports/demo/
+demo: $(VENV)/installed  ## studies and theory at demo scale: three PDFs in reports/demo/
 	snakemake --cores $(CORES)
 	@echo && ls -l reports/demo/*.pdf && echo "Start with reports/demo/index.html"
 

@@ -214,6 +214,33 @@ def report(
 
 
 @app.command(rich_help_panel=SUMMARY)
+def theory(config: Configuration = Path("config"), scale: ScaleName = None) -> None:
+    """Minimise FALCON's loss over free assignments and embeddings."""
+    from peregrine.config.load import load
+    from peregrine.config.theory import load_theory
+    from peregrine.pretrain.device import set_threads
+    from peregrine.theory.study import theory as step
+
+    project = load(config, scale=scale)
+    set_threads(project.scale.training_threads)
+    sizes = load_theory(config, project.scale).sizes
+    print(step(sizes, Path(project.config.results) / "theory" / project.scale.name))
+
+
+@app.command(rich_help_panel=SUMMARY)
+def theory_report(config: Configuration = Path("config"), scale: ScaleName = None) -> None:
+    """Verdicts, notebook, page and PDF of the theory study."""
+    from peregrine.config.load import load
+    from peregrine.config.theory import load_theory
+    from peregrine.reporting.theory import theory_report as step
+
+    project = load(config, scale=scale)
+    study = load_theory(config, project.scale)
+    folder = Path(project.config.results) / "theory" / project.scale.name
+    step(study, project.scale.name, folder, Path(project.config.reports) / project.scale.name)
+
+
+@app.command(rich_help_panel=SUMMARY)
 def index(config: Configuration = Path("config"), scale: ScaleName = None) -> None:
     """The page that links the reports of a scale: reports/SCALE/index.html."""
     from peregrine.config.load import load

@@ -36,6 +36,19 @@ studies:
   feature_augmentation:
     rows: [infonce-predictor, infonce-parallel-nn]
     run: {method: {projector_hidden: 8, embedding: 8, predictor_hidden: 8, queue: 64}}
+theory:
+  code_widths: [8, 16]
+  code_count: 32
+  assignment_samples: 4
+  assignment_codes: 64
+  assignment_starts: 1
+  large_starts: 0
+  betas: [1]
+  width: 8
+  codes: [4, 8]
+  few_codes: [8, 16]
+  starts: 1
+  picture: 4
 """
 
 
@@ -46,6 +59,8 @@ RULES = {
     "Evaluating": "evaluate",
     "Collapse diagnostics of": "diagnose",
     "Tables, figures and claims of": "collect",
+    "Minimising over free": "theory",
+    "Notebook, page and PDF of the theory": "theory_report",
     "Notebook, page and PDF of": "report",
 }
 """How the message of each rule begins, which is what a dry run prints."""
@@ -128,7 +143,7 @@ def edit(finished):
 
 def test_a_finished_run_plans_nothing_and_left_everything(finished):
     assert planned(finished) == {}
-    for study in ("falcon", "feature_augmentation"):
+    for study in ("falcon", "feature_augmentation", "theory"):
         for kind in ("pdf", "html", "ipynb"):
             assert (finished / f"reports/tiny/{study}.{kind}").stat().st_size > 10_000
     assert (finished / "reports/tiny/index.html").stat().st_size > 500
@@ -150,6 +165,7 @@ def test_a_changed_falcon_loss_reruns_falcon_and_what_hangs_on_it(finished, edit
     for rule in ("pretrain", "extract", "evaluate", "diagnose"):
         assert plan[rule] == falcon, rule
     assert plan["collect"] == plan["report"] == {"falcon"}
+    assert "theory" in plan  # it minimises the same loss
     assert "prepare" not in plan
 
 
@@ -188,6 +204,11 @@ def test_a_part_of_the_data_is_another_run_on_the_same_file(finished, edit):
     plan = planned(finished)
     assert len(plan["pretrain"]) == 5
     assert "prepare" not in plan
+
+
+def test_a_changed_limit_of_the_theory_is_judged_again_without_minimising(finished, edit):
+    edit("config/theory.yaml", "at_most: 4}", "at_most: 3}")
+    assert set(planned(finished)) == {"theory_report", "Index page"}
 
 
 def test_a_user_error_is_one_clear_line(finished, edit):

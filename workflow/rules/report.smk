@@ -49,7 +49,7 @@ rule report:
         tables=f"{RESULTS}/{SCALE}/{{study}}/tables",
         figures=f"{RESULTS}/{SCALE}/{{study}}/figures",
         notebook="workflow/notebooks/study.py",
-        template="workflow/report/study.typ",
+        templates=["workflow/report/study.typ", "workflow/report/house.typ"],
     output:
         pdf=report(
             f"{REPORTS}/{{study}}.pdf",
@@ -85,6 +85,7 @@ rule index:
     input:
         expand(f"{RESULTS}/{SCALE}/{{study}}/collected.json", study=STUDIES),
         expand(f"{REPORTS}/{{study}}.pdf", study=STUDIES),
+        theory=f"{REPORTS}/theory.json",
     output:
         page=f"{REPORTS}/index.html",
     log:

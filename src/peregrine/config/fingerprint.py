@@ -37,6 +37,8 @@ STEPS = {
     "diagnose": ("peregrine.diagnostics.diagnose",),
     "collect": ("peregrine.reporting.collect", "peregrine.reporting.figures"),
     "report": ("peregrine.reporting.report",),
+    "theory": ("peregrine.theory.study",),
+    "theory_report": ("peregrine.reporting.theory",),
 }
 
 

@@ -219,6 +219,7 @@ class Scale(Model):
     protocol: Name = "standard"
     run: dict[str, Any] = Field({}, description="Laid over every run.")
     studies: dict[str, StudyOverlay] = {}
+    theory: dict[str, Any] = Field({}, description="Laid over the sizes of theory.yaml.")
 
     @model_validator(mode="after")
     def _seeds(self) -> "Scale":

@@ -29,6 +29,8 @@ from peregrine.streams import generator
 BATCH = 512
 RELEASED_BATCH = 64
 """Test images that the released code normalises together."""
+SCORES = 2**25
+"""Scores held at a time, 128 MiB: with more than 65,536 codes a batch has fewer images."""
 
 
 def load_run(folder: Path) -> tuple[Run, dict]:
@@ -110,8 +112,9 @@ def _corrected(
     """Arrays of both splits, and the number of codes."""
     arrays: dict[str, np.ndarray] = {}
     codes = 0
+    size = max(2, min(BATCH, SCORES // max(1, getattr(method.options, "codes", 1))))
     for split in SPLITS:
-        batches = _normalised(data, split, _batches(len(data.labels[split]), BATCH), device)
+        batches = _normalised(data, split, _batches(len(data.labels[split]), size), device)
         found, codes = _describe(method, batches, "corrected")
         arrays |= {f"{split}_{name}": values for name, values in found.items()}
         arrays[f"{split}_labels"] = data.labels[split]

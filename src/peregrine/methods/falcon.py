@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from peregrine.config.models import MethodOptions
 from peregrine.methods.base import Description, Encoded, Method, Progress, Setting
+from peregrine.methods.falcon_streamed import streamed_falcon_loss
 from peregrine.streams import generator
 
 
@@ -29,6 +30,9 @@ class Options(MethodOptions):
     symmetric: bool = Field(False, description="Average both view orders, as released.")
     beta: float = Field(1.0, gt=0, description="Weight of the invariance term.")
     epsilon: float = Field(1e-8, gt=0, lt=1, description="Mass of a code that is not chosen.")
+    chunk: int = Field(
+        0, ge=0, description="Codes scored at a time, 8192 say, where [n, c] does not fit; 0: all."
+    )
 
     @model_validator(mode="after")
     def _aligned_code_is_largest(self) -> "Options":
@@ -104,8 +108,8 @@ def _prior(log_p: Tensor, kind: str) -> Tensor:
 class FalconHead(nn.Module):
     """z [n, f'] -> h [n, f] -> scores h W / tau [n, c].
 
-    The dictionary is kept as packed bits; the +-1 matrix is unpacked when first needed.
-    n in tau is the training batch, also in evaluation.
+    The dictionary is kept as packed bits; the +-1 matrix is unpacked when first needed, or with
+    the option `chunk` a few codes at a time. n in tau is the training batch, also in evaluation.
     """
 
     bits: Tensor
@@ -116,6 +120,7 @@ class FalconHead(nn.Module):
         self.linear = nn.Linear(inputs, f)
         self.norm = nn.BatchNorm1d(f)
         self.shape = (f, c)
+        self.chunk = options.chunk
         self.squash = options.norm
         self.scale = math.sqrt(f / n)
         self.tau = temperature(f, n, c, options.epsilon)
@@ -141,13 +146,28 @@ class FalconHead(nn.Module):
         return F.normalize(h, dim=1) * self.scale
 
     def scores(self, h: Tensor) -> Tensor:
-        return h @ self.signs(h) / self.tau
+        if not self.chunk:
+            return h @ self.signs(h) / self.tau
+        out = h.new_empty(len(h), self.shape[1])
+        for start in range(0, self.shape[1], self.chunk):
+            part = out[:, start : start + self.chunk]
+            part[:] = h @ self.columns(start, start + part.shape[1]).to(h.dtype) / self.tau
+        return out
+
+    def columns(self, start: int, stop: int) -> Tensor:
+        """Codes start to stop of W as +-1, float32 [f, stop - start]."""
+        f, c = self.shape
+        rows = torch.arange(f, device=self.bits.device)[:, None] * c
+        place = rows + torch.arange(start, stop, device=self.bits.device)
+        signs = self.bits[place >> 3] >> (place & 7).to(torch.uint8) & 1
+        return signs.to(torch.float32) * 2 - 1
 
 
 def pack(signs: Tensor) -> Tensor:
     """0/1 [f, c] -> uint8 [ceil(f c / 8)], eight signs a byte."""
     flat = F.pad(signs.flatten(), (0, -signs.numel() % 8)).view(-1, 8)
-    return (flat << torch.arange(8, dtype=torch.uint8, device=signs.device)).sum(1).to(torch.uint8)
+    places = torch.arange(8, dtype=torch.uint8, device=signs.device)
+    return (flat << places).sum(1, dtype=torch.uint8)  # int64 would take 8 f c bytes
 
 
 def unpack(bits: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -164,9 +184,13 @@ class Falcon(Method):
         self.head = FalconHead(backbone.features, options, setting)
 
     def losses(self, encoded: Encoded, progress: Progress) -> dict[str, Tensor]:
-        first, second = (self.head.scores(self.head.embed(z)).float() for z in encoded.online)
-        o = self.options
-        return falcon_loss(first, second, beta=o.beta, prior=o.prior, symmetric=o.symmetric)
+        o, head = self.options, self.head
+        form = {"beta": o.beta, "prior": o.prior, "symmetric": o.symmetric}
+        if not o.chunk:
+            first, second = (head.scores(head.embed(z)).float() for z in encoded.online)
+            return falcon_loss(first, second, **form)
+        sizes = {"codes": o.codes, "tau": head.tau, "chunk": o.chunk}
+        return streamed_falcon_loss(*map(head.embed, encoded.online), head.columns, **sizes, **form)
 
     def describe(self, images: Tensor, reading: str = "corrected") -> Description:
         features = self.backbone(images)

@@ -9,12 +9,14 @@ import html
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from peregrine import files
 from peregrine.config.load import Project
 from peregrine.errors import UserError
-from peregrine.reporting.document import Collected, document, prose, read_study, tally
+from peregrine.reporting.document import document, prose, read_study, tally
 from peregrine.reporting.notebook import execute, page
 from peregrine.reporting.statistics import EPS
 
@@ -55,19 +57,21 @@ def report(
     notebook, html_page = execute(NOTEBOOK, parameters, target, plan.title)
     files.write_bytes(target / f"{study}.ipynb", notebook)
     files.write_bytes(target / f"{study}.html", html_page)
-    files.write_bytes(target / f"{study}.pdf", _pdf(target / f"{study}.json", collected))
+    pdf = compile_pdf(TEMPLATE, target / f"{study}.json", collected.folder / "figures")
+    files.write_bytes(target / f"{study}.pdf", pdf)
 
 
-def _pdf(data: Path, collected: Collected) -> bytes:
-    """The Typst template on one study, compiled in a folder of its own with its own fonts only."""
+def compile_pdf(template: Path, data: Path, figures: Path) -> bytes:
+    """A Typst template on its data, compiled in a folder of its own with its own fonts only."""
     import typst
 
     with tempfile.TemporaryDirectory() as root:
-        shutil.copy(TEMPLATE, Path(root, "study.typ"))
+        shutil.copy(template, Path(root, template.name))
+        shutil.copy(template.with_name("house.typ"), Path(root, "house.typ"))
         shutil.copy(data, Path(root, "data.json"))
-        shutil.copytree(collected.folder / "figures", Path(root, "figures"))
+        shutil.copytree(figures, Path(root, "figures"))
         try:
-            return typst.compile(Path(root, "study.typ"), root=root, ignore_system_fonts=True)
+            return typst.compile(Path(root, template.name), root=root, ignore_system_fonts=True)
         except typst.TypstError as error:
             first = next(iter(str(error).splitlines()), "")
             raise UserError(f"{data}: no PDF ({first}); run collect again") from None
@@ -86,21 +90,39 @@ def index(project: Project, results: Path, reports: Path) -> None:
     ]
     for name, study in project.studies.items():
         collected = read_study(results / scale.name / name)
-        kinds = {"pdf": "PDF", "html": "notebook as a page", "ipynb": "notebook", "json": "data"}
-        links = " · ".join(f'<a href="{name}.{end}">{kind}</a>' for end, kind in kinds.items())
-        lines = "".join(
-            f"<tr><td>{_text(claim['id'])}</td><td>{_text(claim['statement'])}</td>"
-            f'<td class="verdict {claim["verdict"].split()[0]}">{_text(claim["verdict"])}</td></tr>'
-            for claim in collected.claims
-        )
         body += [
             f"<h2>{_text(study.title)}</h2>",
-            f"<p>{_text(study.paper)}. {links}</p>",
+            f"<p>{_text(study.paper)}. {_links(name)}</p>",
             f"<p>{len(project.of(name))} runs; {_text(tally(collected.runs))}.</p>",
-            f"<table><tr><th></th><th>claim</th><th>verdict</th></tr>{lines}</table>",
+            _verdicts(collected.claims),
         ]
+    if (reports / scale.name / "theory.json").is_file():
+        body += _theory(files.read_json(reports / scale.name / "theory.json")["printed"])
     text = page(f"Peregrine, {scale.name}", "\n".join(body))
     files.write_text(reports / scale.name / "index.html", text)
+
+
+def _theory(printed: Mapping[str, Any]) -> list[str]:
+    return [
+        f"<h2>{_text(printed['title'])}</h2>",
+        f"<p>{_text(printed['paper'])}. {_links('theory')}</p>",
+        "<p>No runs: the loss is minimised over free assignments and embeddings.</p>",
+        _verdicts(printed["claims"]),
+    ]
+
+
+def _links(name: str) -> str:
+    kinds = {"pdf": "PDF", "html": "notebook as a page", "ipynb": "notebook", "json": "data"}
+    return " · ".join(f'<a href="{name}.{end}">{kind}</a>' for end, kind in kinds.items())
+
+
+def _verdicts(claims: Sequence[Mapping[str, Any]]) -> str:
+    lines = "".join(
+        f"<tr><td>{_text(claim['id'])}</td><td>{_text(claim['statement'])}</td>"
+        f'<td class="verdict {claim["verdict"].split()[0]}">{_text(claim["verdict"])}</td></tr>'
+        for claim in claims
+    )
+    return f"<table><tr><th></th><th>claim</th><th>verdict</th></tr>{lines}</table>"
 
 
 def _text(plain: str) -> str:
