@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from peregrine.config.load import merge, read_yaml, validate
-from peregrine.config.models import Model, Name, Scale, _no_twins
+from peregrine.config.models import Model, Name, Scale, no_twins
 
 Count = Annotated[int, Field(ge=2, le=2**20)]
 Positive = Annotated[float, Field(gt=0)]
@@ -100,7 +100,7 @@ class TheoryStudy(Model):
     @model_validator(mode="after")
     def _distinct(self) -> "TheoryStudy":
         for kind in ("claims", "figures"):
-            _no_twins(f"id of {kind}", (each.id for each in getattr(self, kind)))
+            no_twins(f"id of {kind}", (each.id for each in getattr(self, kind)))
         return self
 
 
