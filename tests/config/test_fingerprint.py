@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from peregrine.config import fingerprint as under_test
-from peregrine.config.fingerprint import fingerprint, parts
+from peregrine.config.fingerprint import fingerprint, of_data, parts
 
-STEPS = ("prepare", "pretrain", "extract", "evaluate", "diagnose")
+STEPS = ("pretrain", "extract", "evaluate", "diagnose")
 OF_METHODS = {"pretrain", "extract"}
 CACHES = (under_test.imports, under_test._tree, under_test.module_digest)
 
@@ -102,7 +102,8 @@ def everything():
     methods = ("falcon", "two_branch")
     keys = [(step, method) for step in OF_METHODS for method in methods]
     keys += [(step, None) for step in STEPS if step not in OF_METHODS]
-    return {key: fingerprint(*key) for key in keys}
+    data = {("prepare", name): of_data(name) for name in ("digits", "cifar10")}
+    return {key: fingerprint(*key) for key in keys} | data
 
 
 def stale_after(change):
@@ -164,10 +165,10 @@ def append(path: Path, code="\n\nADDED = 1\n"):
         ("nets/backbones.py", {(s, m) for s in OF_METHODS for m in ("falcon", "two_branch")}),
         ("evaluation/knn.py", {("evaluate", None)}),
         ("diagnostics/diagnose.py", {("diagnose", None)}),
-        ("data/sources.py", {("prepare", None)}),
-        ("data/acquire.py", {("prepare", None)}),
-        ("data/cifar.py", {("prepare", None)}),
-        ("data/raw.py", {("prepare", None)}),
+        ("data/sources.py", set()),
+        ("data/acquire.py", {("prepare", "digits"), ("prepare", "cifar10")}),
+        ("data/cifar.py", {("prepare", "cifar10")}),
+        ("data/raw.py", {("prepare", "digits"), ("prepare", "cifar10")}),
         ("config/models.py", set()),
         ("cli.py", set()),
         ("methods/__init__.py", set()),
@@ -175,6 +176,27 @@ def append(path: Path, code="\n\nADDED = 1\n"):
 )
 def test_what_a_change_makes_stale(tree, path, stale):
     assert stale_after(lambda: append(tree(path))) == stale
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "stale"),
+    [
+        ("SOURCES: dict[str, Source] = {", "SOURCES: dict[str, Source] = {'new': None,", set()),
+        ("DIGITS_TRAIN = 1197", "DIGITS_TRAIN = 1198", {"digits"}),
+        ("255 / 16", "255 / 15", {"digits"}),
+        ("cifar.NAMES_10.split()", "cifar.NAMES_10.split()[::-1]", {"cifar10"}),
+        ("title, licence: for", "title and licence: for", set()),
+        ('RED = "SHA-256', 'RED = "SHA-1', {"cifar10"}),
+        ("    licence: str", "    licence: str = ''", {"digits", "cifar10"}),
+    ],
+)
+def test_the_registry_of_data_counts_entry_by_entry(tree, old, new, stale):
+    def change():
+        text = tree("data/sources.py").read_text()
+        assert text.count(old) == 1
+        tree("data/sources.py").write_text(text.replace(old, new))
+
+    assert stale_after(change) == {("prepare", name) for name in stale}
 
 
 def test_a_new_method_makes_nothing_stale(tree):

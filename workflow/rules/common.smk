@@ -7,7 +7,7 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, str(Path("src").resolve()))
 
 from peregrine.config.check import READINGS
-from peregrine.config.fingerprint import fingerprint
+from peregrine.config.fingerprint import fingerprint, of_data
 from peregrine.config.identity import digest
 from peregrine.config.load import load, load_config
 from peregrine.config.machine import jobs_per_gpu, visible_gpus
@@ -98,6 +98,10 @@ def code_of(step):
         return fingerprint(step, PROJECT.run(wildcards.run).method["name"])
 
     return fingerprint_of_run
+
+
+def code_of_data(wildcards):
+    return of_data(wildcards.dataset)
 
 
 def study_of(wildcards):

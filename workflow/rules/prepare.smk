@@ -13,7 +13,7 @@ rule prepare:
         mem_mb=2000,
         runtime="1h",
     params:
-        code=fingerprint("prepare"),
+        code=code_of_data,
         source=source_of,
     message:
         "Preparing data set {wildcards.dataset}"

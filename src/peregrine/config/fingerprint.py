@@ -5,7 +5,8 @@ parameter. It covers the syntax trees of the step's module and of everything of 
 imports, plus the module of the run's method, which the registry only names. Comments, docstrings
 and formatting do not count. Left out: the command line, the configuration (its values are in the
 run's own hash), the registries of methods and of data sets with their loaders (data have sums;
-`prepare` alone covers these) and package files, so one new method or data set retrains nothing.
+`of_data` alone covers a data set's own entry) and package files, so one new method or data set
+makes nothing stale.
 
 The serialisation is our own because `ast.dump` differs between Python versions.
 """
@@ -25,12 +26,9 @@ LEFT_OUT = (
     "peregrine.data.sources",
     "peregrine.methods.registry",
 )
+REGISTRY = "peregrine.data.sources"
 STEPS = {
-    "prepare": (
-        "peregrine.data.prepare",
-        "peregrine.data.acquire",
-        "peregrine.data.sources",
-    ),
+    "prepare": ("peregrine.data.prepare", "peregrine.data.acquire"),
     "pretrain": ("peregrine.pretrain.loop",),
     "extract": ("peregrine.evaluation.features",),
     "evaluate": ("peregrine.evaluation.evaluate",),
@@ -53,6 +51,50 @@ def fingerprint(step: str, method: str | None = None, files: tuple[Path, ...] = 
     return digest.hexdigest()[:16]
 
 
+def of_data(name: str) -> str:
+    """Fingerprint of `prepare` for one data set: its entry of SOURCES and what that refers to."""
+    tree = _tree(REGISTRY)
+    defined: dict[str, ast.stmt] = {}
+    for node in tree.body:
+        for each in _names(node):
+            defined[each] = node
+    todo: list[ast.AST] = [_entry(tree, name)]
+    used: dict[str, ast.AST] = {"": todo[0]}
+    while todo:
+        for node in ast.walk(todo.pop()):
+            if isinstance(node, ast.Name) and node.id in defined and node.id not in used:
+                used[node.id] = defined[node.id]
+                todo.append(defined[node.id])
+    taken = [found for node in used.values() for found in _imported(node)]
+    digest = hashlib.sha256()
+    for module in sorted(closure((*STEPS["prepare"], *filter(_counts, taken)))):
+        digest.update(f"{module} {module_digest(module)}\n".encode())
+    for key in sorted(used):
+        digest.update(f"{key} {serialise(used[key])}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _entry(tree: ast.Module, name: str) -> ast.AST:
+    """What SOURCES holds under `name`; all of it where it holds no such key."""
+    for node in tree.body:
+        if "SOURCES" in _names(node) and isinstance(node, ast.AnnAssign):
+            for key, value in zip(node.value.keys, node.value.values):
+                if isinstance(key, ast.Constant) and key.value == name:
+                    return value
+            return node
+    raise TypeError(f"{REGISTRY} has no SOURCES")
+
+
+def _names(node: ast.stmt) -> list[str]:
+    """Names that a statement at the top of a module defines."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return [alias.asname or alias.name for alias in node.names]
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
 def parts(step: str, method: str | None = None) -> dict[str, str]:
     """Digest per module, to say which ones differ from those of an older result."""
     modules = STEPS[step] + ((method_target(method)[0],) if method else ())
@@ -73,13 +115,16 @@ def closure(modules: tuple[str, ...]) -> set[str]:
 
 @cache
 def imports(module: str) -> tuple[str, ...]:
-    names = []
-    for node in ast.walk(_tree(module)):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return tuple(sorted({name for name in names if _counts(name)}))
+    names = {name for node in ast.walk(_tree(module)) for name in _imported(node)}
+    return tuple(sorted(filter(_counts, names)))
+
+
+def _imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.module:
+        return [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return []
 
 
 def _counts(name: str) -> bool:
