@@ -37,13 +37,13 @@ def draw_mixture(figure: Figure, marks: pd.DataFrame) -> Canvas:
 def draw_matrices(figure: Figure, marks: pd.DataFrame) -> Canvas:
     """One column a row of the study, one line a panel; classes are parted by thin lines."""
     labels = list(marks["label"].unique())
-    across = min(ACROSS, len(labels))
-    blocks, lines = -(-len(labels) // across), len(figure.panels)
-    canvas, grid = new_canvas(blocks * lines, across, 0.45 + 1.2 * blocks * lines)
+    blocks, lines = -(-len(labels) // ACROSS), len(figure.panels)
+    canvas, grid = new_canvas(blocks * lines, ACROSS, 0.3 + blocks * (0.3 + 1.15 * lines))
+    canvas.set_layout_engine("compressed")  # made for axes of a fixed aspect
     for ax in (ax for line in grid for ax in line):
         ax.set_axis_off()
     for place, label in enumerate(labels):
-        block, column = divmod(place, across)
+        block, column = divmod(place, ACROSS)
         for line, panel in enumerate(figure.panels):
             ax = grid[block * lines + line][column]
             mine = marks[(marks["label"] == label) & (marks["panel"] == panel.label)]
@@ -59,10 +59,12 @@ def draw_matrices(figure: Figure, marks: pd.DataFrame) -> Canvas:
                 ax.axhline(end - 0.5, color="black", lw=0.3)
                 ax.axvline(end - 0.5, color="black", lw=0.3)
             if line == 0:
-                ax.set_title(textwrap.fill(label, 18), fontsize=7.5)
+                ax.set_title(textwrap.fill(label.replace(" = ", "\u00a0=\u00a0"), 18), fontsize=7.5)
             if column == 0:
                 ax.set_ylabel(panel.label.replace("^T", "\u1d40"))
-    bar = canvas.colorbar(shown, ax=[ax for line in grid for ax in line], shrink=0.5, aspect=30)
+    bar = canvas.colorbar(
+        shown, ax=[ax for line in grid for ax in line], shrink=0.5 / blocks, aspect=25
+    )
     bar.outline.set_linewidth(0.6)
     bar.set_label("correlation, cosine")
     return canvas
