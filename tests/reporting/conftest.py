@@ -64,6 +64,8 @@ FIGURES = [
                 _panel("collapse/embeddings/mixture_entropy", "released", reading="released")]},
     {"id": "matrices", "kind": "matrices", "groups": {"all": ["c16", "c256", "mixed"]},
      "panels": [_panel("correlation", "H^T H"), _panel("similarity", "H H^T")]},
+    {"id": "beyond", "kind": "gain", "groups": {"all": ["big"]}, "panels": [ACCURACY],
+     "baseline": {"big": "c16"}},  # not run here: left out of reports
 ]  # fmt: skip
 
 
@@ -126,6 +128,8 @@ STUDY = {
          "published": "1", "published_rows": {"c16": "P"}, "assumed": True},
         {"id": "other", "title": "Other", "rows": ["c16"], "columns": COLUMNS[:1],
          "published": "1", "published_rows": {"c16": "P"}, "other_setup": "elsewhere"},
+        {"id": "beyond", "title": "Beyond - left out", "rows": ["c16", "big"],
+         "columns": [_panel("few/accuracy", "few")], "baseline": {"big": "c16"}},
     ],
     "figures": [{"title": f["id"], "caption": "A caption.", **f} for f in FIGURES],
     "claims": CLAIMS,

@@ -132,6 +132,23 @@ def test_a_threshold_without_any_row_is_not_run():
     assert "not run at scale demo" in result["reason"]
 
 
+def test_a_test_names_the_rows_without_which_nothing_is_tested():
+    """Not those whose absence leaves something to test, nor rows that are run without a value."""
+    values = {row: {"m": HIGH} for row in "ab"}
+    tests = [
+        asked("above", "dd"),
+        asked("above", "ad"),
+        asked("above", "c"),
+        asked("difference", "ba", "da"),
+        asked("trend", "abd", option="method.codes"),
+        asked("trend", "ab", option="method.codes"),
+        asked("trend", "abcd", option="method.codes"),
+    ]
+    found_tests = found(tests, values)["tests"]
+    assert [t["lacking"] for t in found_tests] == [["d"], [], [], ["d"], ["d"], [], []]
+    assert [t["verdict"] for t in found_tests].count("not run") == 6
+
+
 def test_differences_are_paired_by_seed():
     # Spread over seeds .5, but every seed gains .09, .10 or .11.
     base, better = [0.1, 0.6, 0.9], [0.19, 0.70, 1.01]

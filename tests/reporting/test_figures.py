@@ -11,6 +11,7 @@ from peregrine.errors import UserError
 from peregrine.reporting import figures
 from peregrine.reporting import marks as marks_module
 from peregrine.reporting.figures import draw_figures
+from peregrine.reporting.styles import Styles
 
 ROOT = Path(__file__).parents[2]
 T975 = 4.302652729911275  # of 2 degrees of freedom
@@ -33,7 +34,7 @@ def notes(monkeypatch):
     """What each figure says in small print, by figure; nothing is drawn."""
     said = {}
 
-    def record(figure, frame, lines):
+    def record(figure, frame, styles, lines):
         said[figure.id] = lines
         return {}
 
@@ -167,7 +168,7 @@ def test_pictures_are_the_same_bytes_again_and_show_the_numbers(collected):
     frame = figures.pd.DataFrame(
         [figures.Mark("linear probe, %", "published", "Toy", "", "seed", 0, 1.0)]
     )
-    assert figures.render(plan, frame, [])["svg"] != before["rows.svg"]
+    assert figures.render(plan, frame, Styles({}, {}), [])["svg"] != before["rows.svg"]
 
 
 def test_the_configured_figures_draw_without_any_run(tmp_path, notes, fixed_code, monkeypatch):
@@ -192,9 +193,9 @@ def test_the_configured_figures_draw_without_any_run(tmp_path, notes, fixed_code
 def test_a_figure_without_a_run_is_a_panel_that_says_so(collected):
     plan = collected.project.study("toy").figures[0]
     empty = figures.pd.DataFrame([], columns=figures.Mark._fields)
-    with_note = figures.render(plan, empty, ["Toy: 0 of 3 seeds"])
+    with_note = figures.render(plan, empty, Styles({}, {}), ["Toy: 0 of 3 seeds"])
     assert with_note["png"].startswith(b"\x89PNG")
-    assert with_note["svg"] != figures.render(plan, empty, [])["svg"]
+    assert with_note["svg"] != figures.render(plan, empty, Styles({}, {}), [])["svg"]
 
 
 def test_a_figure_that_the_study_has_no_longer_goes(collected, notes):

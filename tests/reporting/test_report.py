@@ -92,7 +92,8 @@ def test_the_page_loads_nothing_from_elsewhere(made, collected):
         assert not re.search(r"<(script|link|iframe|object)\b|@import|url\(", page)
         sources = re.findall(r'\bsrc="([^"]{0,30})', page)
         assert all(source.startswith("data:") for source in sources)
-    assert pages[0].count("data:image/png;base64,") == len(collected.project.study("toy").figures)
+    figures = [figure.id for figure in collected.project.study("toy").figures]
+    assert pages[0].count("data:image/png;base64,") == len(figures) - 1  # without "beyond"
 
 
 def test_the_pdf_has_pages_and_no_date(made):
@@ -112,6 +113,31 @@ def test_every_claim_is_printed_with_its_verdict(printed):
     # Seeds 1 and 2: (.90 - .51) - (.90 - .51) and (.931 - .52) - (.901 - .52)
     interaction = printed["claims"][2]["tests"][1]
     assert interaction["numbers"].startswith("+1.50 points (95 %: \u221217.56 to +20.56), p = 0.")
+
+
+def test_tests_without_rows_are_counted_in_one_line(printed, made):
+    line = "1 test is not run at scale paper, which lacks the row Toy, c = 1024."
+    assert [claim["lacking"] for claim in printed["claims"]] == ["", "", line, "", ""]
+    labels = [test["label"] for test in printed["claims"][2]["tests"]]
+    assert "difference of big" not in labels and len(labels) == 4
+    assert line in made["html"].decode()
+    # Seeds may be lost and rows mixed: such tests say so themselves.
+    assert [test["verdict"] for test in printed["claims"][2]["tests"]].count("not run") == 1
+
+
+def test_what_is_not_run_is_left_out_and_named(printed, made, collected):
+    assert [table["title"] for table in printed["tables"]] == ["Main", "Assumed", "Other"]
+    assert "beyond.svg" not in [figure["file"] for figure in printed["figures"]]
+    said = "Left out, because scale paper runs too few of their rows: "
+    assert printed["left_out"] == {
+        "tables": f"{said}Beyond \u2013 left out.",
+        "figures": f"{said}beyond.",
+    }
+    page = made["html"].decode()
+    assert all(page.count(line) == 1 for line in printed["left_out"].values())
+    assert "<h3>Beyond" not in page and ". beyond</h3>" not in page
+    names = files.read_json(collected.folder / "collected.json")["files"]
+    assert {"tables/beyond.csv", "figures/data/beyond.csv"} < set(names)
 
 
 def test_missing_failed_and_mixed_seeds_are_shown(printed, made):
@@ -241,6 +267,16 @@ FORGERIES = {
         "claims.json",
         lambda text: text.replace('"mixed @paper"', '"supported @paper"', 1),
         "claim A1: mixed @paper",
+    ),
+    "rows that a test lacks": (
+        "claims.json",
+        lambda text: re.sub(r'("lacking": \[)\s+"big"', r"\1", text, count=1),
+        "claim A3, difference of big",
+    ),
+    "a number of a table that is left out": (
+        "tables/beyond.csv",
+        lambda text: text.replace("0.900000", "0.900002").replace(",0.9,", ",0.900002,"),
+        "table beyond, Toy, c = 16, few: mean is",
     ),
     "a measurement": (
         "metrics.csv",

@@ -209,7 +209,8 @@ def recomputed(table, row, column, known):
 # ## Tables, recomputed
 # Each line is compared with `tables/*.csv`; then the table is printed from the recomputed numbers:
 # our mean ± half-width of its 95 % interval, the gain over the row's own baseline, the published
-# number in the unit of ours, the verdict.
+# number in the unit of ours, the verdict. A table of which this scale runs no row is compared and
+# named, but not printed.
 
 
 # %%
@@ -249,6 +250,8 @@ for table in declared["tables"]:
             equal = a == b if isinstance(a, str) else same(a, b)
             assert equal, f"{at}: {key} is {a}, but the table says {b}"
     compared += len(ours)
+    if not table["shown"]:
+        continue
 
     base = {row: f"\nover {label[other]}" for row, other in table["baseline"].items()}
     page = {"": [label[row] + base.get(row, "") for row in table["rows"]]}
@@ -258,6 +261,8 @@ for table in declared["tables"]:
     display(HTML(f"<h3>{escape(table['title'])}</h3>"))
     show(pd.DataFrame(page))
     display(HTML(f"<p><small>{escape(table['note'])}</small></p>"))
+if printed["left_out"]["tables"]:
+    display(HTML(f"<p>{escape(printed['left_out']['tables'])}</p>"))
 print(f"{compared} cells recomputed, all equal to tables/*.csv to six decimals")
 
 # %% [markdown]
@@ -303,7 +308,7 @@ def slopes(test, rows):
 
 
 def measured(test):
-    """(test, label, rows, number of each seed, failed seeds) of each finding of a test."""
+    """(test, label, rows, number of each seed, failed seeds, lacking rows) of each finding."""
     named = test["rows"] + test["against"] + test["control"] + test["control_against"]
     here = [row for row in dict.fromkeys(named) if row in declared["rows"]]
     if test["kind"] in ("above", "below") and here:
@@ -319,9 +324,10 @@ def measured(test):
         found = [(test["label"], here, x)]
     for name, rows, x in found:
         if x is None:
-            yield test, name, rows, pd.Series(dtype=float), 0
+            lacking = [row for row in dict.fromkeys(named) if row not in here]
+            yield test, name, rows, pd.Series(dtype=float), 0, lacking
         else:
-            yield test, name, rows, x, sum(lost(row, series(test, row))[1] for row in rows)
+            yield test, name, rows, x, sum(lost(row, series(test, row))[1] for row in rows), []
 
 
 def p_value(x, null):
@@ -370,25 +376,31 @@ def claim_verdict(verdicts, has_gap):
 
 
 # %%
-page = []
+page, tests = [], 0
 assert [claim["id"] for claim in claims] == [claim["id"] for claim in declared["claims"]]
-for claim, theirs in zip(declared["claims"], claims):
+for claim, theirs, said in zip(declared["claims"], claims, printed["claims"]):
     found = [finding for test in claim["tests"] for finding in measured(test)]
     raw = {i: p_value(x, f[0]["threshold"]) for i, f in enumerate(found) if len(x := f[3]) > 1}
     corrected, verdicts = holm(raw), []
     assert len(found) == len(theirs["tests"]), claim["id"]
-    for i, ((test, name, rows, x, failed), entry) in enumerate(zip(found, theirs["tests"])):
+    for i, (finding, entry) in enumerate(zip(found, theirs["tests"])):
+        test, name, rows, x, failed, lacking = finding
         mean, _, low, high = interval(x)
         p = corrected.get(i, np.nan)
         verdicts.append(test_verdict(test, x, failed, p))
         at = f"claim {claim['id']}, {name}"
         assert (name, rows, len(x)) == (entry["label"], entry["evidence"], entry["seeds"]), at
+        assert lacking == entry["lacking"], at
         ours = (mean, low, high, p)
         stated = (entry["effect"], *(entry["interval"] or (None, None)), entry["p"])
         assert all(map(same, ours, stated)), f"{at}: {ours}, but claims.json says {stated}"
         assert verdicts[-1] == entry["verdict"], f"{at}: {verdicts[-1]}"
         each = "\n".join(f"{seed}: {value:.4f}" for seed, value in x.items())
-        page.append([claim["id"], name, each, mean, low, high, p, verdicts[-1]])
+        if not lacking:
+            page.append([claim["id"], name, each, mean, low, high, p, verdicts[-1]])
+    tests += len(found)
+    if said["lacking"]:
+        page.append([claim["id"], said["lacking"], "", *[np.nan] * 4, ""])
     parts = ("rows", "against", "control", "control_against")
     named = {row for test in claim["tests"] for part in parts for row in test[part]}
     has_gap = bool(claim["not_run"]) or not named <= set(declared["rows"])
@@ -402,7 +414,7 @@ for claim, theirs in zip(declared["claims"], claims):
     page.append([claim["id"], claim["statement"], "", *[np.nan] * 4, verdict])
 header = ["claim", "test", "seed: its number", "mean", "low", "high", "p (Holm)", "verdict"]
 show(pd.DataFrame(page, columns=header))
-print(f"{len(claims)} claims with {len(page) - len(claims)} tests: all equal to claims.json")
+print(f"{len(claims)} claims with {tests} tests: all equal to claims.json")
 
 # %% [markdown]
 # ## Figures
@@ -413,6 +425,8 @@ for number, figure in enumerate(declared["figures"], start=1):
     display(HTML(f"<h3>{number}. {escape(figure['title'])}</h3>"))
     display(Image(data=(folder / "figures" / f"{figure['id']}.png").read_bytes()))
     display(HTML(f"<p>{escape(figure['caption'])}</p>"))
+if printed["left_out"]["figures"]:
+    display(HTML(f"<p>{escape(printed['left_out']['figures'])}</p>"))
 
 # %% [markdown]
 # ## What is stated, what we assume

@@ -1,15 +1,15 @@
-"""What all pictures share: size, fonts, colours, the look of a seed, a mean and a row."""
+"""What all pictures share: size, fonts, the look of a seed and of a mean."""
 
 from collections.abc import Iterable
-from itertools import cycle
 
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
+from peregrine.reporting.styles import Styles
+
 WIDTH = 6.7  # inches: the text width of the PDF, so fonts appear at their true size
-GREY = "0.45"
 DOT = {"ls": "", "marker": ".", "alpha": 0.7, "ms": 4.5, "mew": 0}
 MEAN = {"ls": "-", "lw": 1.2, "ms": 5, "mfc": "white", "mew": 1.2, "capsize": 2.5}
 STYLE = {
@@ -59,31 +59,12 @@ def legend(canvas: Canvas, axes: list[Axes], first: Iterable[str] = ()) -> None:
     )
 
 
-def row_styles(marks: pd.DataFrame) -> dict[str, tuple[tuple, str]]:
-    """Row -> colour and dash, by the study's order of rows where the marks bring it.
-
-    So a row looks the same in every figure of its study. Neighbours differ in dash too, and rows
-    that share a colour have another dash.
-    """
-    drawn = marks.loc[marks["kind"] == "seed", "label"].unique()
-    order = list(dict.fromkeys([*marks.attrs.get("rows", ()), *drawn]))
-    dashes = ["-" if (place + place // 8) % 2 == 0 else "--" for place in range(len(order))]
-    styles = zip(palette(order).values(), dashes, strict=True)
-    return {row: style for row, style in zip(order, styles, strict=True) if row in set(drawn)}
-
-
-def palette(names: list[str]) -> dict[str, tuple]:
-    """Name -> colour that colour-blind readers tell apart."""
-    # Yellow, the ninth, is too pale for thin lines on white.
-    return dict(zip(names, cycle(sns.color_palette("colorblind")[:8]), strict=False))
-
-
-def draw_lines(ax: Axes, marks: pd.DataFrame, styles: dict[str, tuple[tuple, str]]) -> None:
+def draw_lines(ax: Axes, marks: pd.DataFrame, styles: Styles) -> None:
     """Thin lines for seeds, a thick one for their mean, in the look of each row."""
-    for label, (colour, dash) in styles.items():
+    for label, (colour, dash) in styles.rows.items():
         own = marks[marks["label"] == label]
         for _, curve in own[own["kind"] == "seed"].groupby("seed"):
             ax.plot(curve["x"], curve["value"], color=colour, lw=0.6, alpha=0.45)
         mean = own[own["kind"] == "mean"]
         if not mean.empty:
-            ax.plot(mean["x"], mean["value"], dash, color=colour, lw=1.6, label=label)
+            ax.plot(mean["x"], mean["value"], ls=dash, color=colour, lw=1.6, label=label)

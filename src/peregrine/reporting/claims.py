@@ -45,6 +45,7 @@ class Finding:
     missing: int = 0
     failed: int = 0
     remark: str = ""
+    lacking: tuple[str, ...] = ()  # rows that the scale does not run, so that nothing is tested
     p: float | None = None  # Holm-corrected
     detectable: float | None = None
 
@@ -104,6 +105,7 @@ class Finding:
             "failed": self.failed,
             "remark": self.notes(),
             "evidence": list(self.rows),
+            "lacking": list(self.lacking),
         }
 
 
@@ -202,9 +204,10 @@ def _measured(test: Test, evidence: Evidence) -> Iterator[Finding]:
             yield _counted(replace(finding, values=log_slopes(levels)), evidence)
         else:
             short = f"a trend needs {TREND_LEVELS} values of {test.option}"
-            yield replace(finding, remark="; ".join(filter(None, [remark, short])))
+            remark = "; ".join(filter(None, [remark, short]))
+            yield replace(finding, remark=remark, lacking=tuple(absent))
     elif absent:  # a contrast with a part left out is another contrast
-        yield finding
+        yield replace(finding, lacking=tuple(absent))
     else:
         values = _differences(test, test.rows, test.against, evidence)
         if test.kind == "interaction":

@@ -6,28 +6,24 @@ recomputes. Both stand in reports/{scale}/{study}.json, so no number is typed tw
 
 import csv
 import json
-import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from peregrine.config.load import Cell, Project
-from peregrine.config.study import Column, Study, Table
+from peregrine.config.study import Column, Figure, Study, Table
 from peregrine.errors import UserError
 from peregrine.frozen import NOT_AVAILABLE
 from peregrine.reporting.collect import read_collected
+from peregrine.reporting.document_claims import printed_claim
 from peregrine.reporting.figures import pictures
 from peregrine.reporting.published import Cells, Published, read_published
+from peregrine.reporting.scope import left_out, shows_figure, shows_table
 from peregrine.reporting.stands_in import stands_in, unverified
-from peregrine.reporting.statistics import POWER
 from peregrine.reporting.tables import overlaid
-from peregrine.reporting.words import named, prose
-
-NO_BREAK = "\u00a0"
-"""A space at which no line breaks."""
+from peregrine.reporting.words import NO_BREAK, fixed, listed, named, plain, prose
 
 REFERENCES = ("_chance", "_ceiling")
 """Metrics that end so are what others are held against: they have no gain of their own."""
@@ -69,34 +65,40 @@ def document(project: Project, study: Study, collected: Collected, config: Path)
     Raises:
         UserError: the study or the scale has changed since it was collected.
     """
-    cells = project.of(study.name)
+    cells, scale = project.of(study.name), project.scale.name
     _check(project, study, collected)
     published = read_published(config / "published" / f"{study.name}.csv")
     labels = {name: row.label for name, row in study.rows.items()}
+    tables = [table for table in study.tables if shows_table(table, cells, published)]
+    figures = [figure for figure in study.figures if shows_figure(figure, cells)]
     return {
-        "declared": _declared(study, cells, published, labels)
+        "declared": _declared(study, cells, published, labels, tables, figures)
         | {"overlaid": sorted(overlaid(project, study, config))},
         "printed": {
             "title": prose(study.title),
             "paper": study.paper,
             "summary": prose(study.summary),
-            "scale": project.scale.name,
+            "scale": scale,
             "scale_description": prose(project.scale.description),
             "stands_in": stands_in(project, study, config) + unverified(collected.runs),
             "seeds": tally(collected.runs),
             "claims": [
-                _claim(claim, declared.not_run, labels)
+                printed_claim(claim, declared.not_run, labels)
                 for claim, declared in zip(collected.claims, study.claims, strict=True)
             ],
-            "tables": [_table(table, study, collected, published) for table in study.tables],
+            "tables": [_table(table, study, collected, published) for table in tables],
             "figures": [
                 {
                     "file": f"{figure.id}.svg",
                     "title": figure.title,
                     "caption": prose(figure.caption),
                 }
-                for figure in study.figures
+                for figure in figures
             ],
+            "left_out": {
+                "tables": left_out(study.tables, tables, scale),
+                "figures": left_out(study.figures, figures, scale),
+            },
             "assumptions": [
                 {key: prose(text) for key, text in assumption.model_dump().items()}
                 for assumption in study.assumptions
@@ -104,14 +106,14 @@ def document(project: Project, study: Study, collected: Collected, config: Path)
             "columns": sorted(
                 {
                     (line["column"], line["metric"], line["reading"], line["protocol"])
-                    for lines in collected.tables.values()
-                    for line in lines
+                    for table in tables
+                    for line in collected.tables[table.id]
                 }
             ),
             "runs": _runs(collected.runs),
             "protocol": project.scale.protocol,
             "knobs": [
-                [named(key.replace("_", " ")), _value(value)]
+                [named(key.replace("_", " ")), plain(value)]
                 for key, value in project.protocol.model_dump(mode="json").items()
             ],
             "files": [
@@ -138,7 +140,12 @@ def _check(project: Project, study: Study, collected: Collected) -> None:
 
 
 def _declared(
-    study: Study, cells: Mapping[str, Cell], published: Cells, labels: Mapping[str, str]
+    study: Study,
+    cells: Mapping[str, Cell],
+    published: Cells,
+    labels: Mapping[str, str],
+    shown_tables: Sequence[Table],
+    shown_figures: Sequence[Figure],
 ) -> dict[str, Any]:
     """What was fixed before results: tables, tests, the values of options that trends follow."""
     options = {test.option for claim in study.claims for test in claim.tests if test.option}
@@ -151,7 +158,8 @@ def _declared(
             if (found := _published(table, row, column.published, published))
             and found.value is not None
         ]
-        tables.append(table.model_dump(mode="json") | {"published_values": known})
+        shown = {"published_values": known, "shown": table in shown_tables}
+        tables.append(table.model_dump(mode="json") | shown)
     return {
         "labels": labels,
         "rows": list(cells),
@@ -163,7 +171,7 @@ def _declared(
         "claims": [claim.model_dump(mode="json") for claim in study.claims],
         "figures": [
             {"id": figure.id, "title": figure.title, "caption": figure.caption}
-            for figure in study.figures
+            for figure in shown_figures
         ],
         "assumptions": [assumption.model_dump() for assumption in study.assumptions],
     }
@@ -171,12 +179,6 @@ def _declared(
 
 def _published(table: Table, row: str, column: str | None, published: Cells) -> Published | None:
     return published.get((table.published or "", table.published_rows.get(row, ""), column or ""))
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(_value(each) for each in value)
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def tally(runs: Sequence[Line]) -> str:
@@ -189,103 +191,12 @@ def tally(runs: Sequence[Line]) -> str:
     return ", ".join([f"{states['finished']} of {len(runs)} seeds finished", *others])
 
 
-# --- numbers and sentences as text ----------------------------------------------------------------
-
-
-def _fixed(number: float, decimals: int, *, signed: bool = False) -> str:
-    """Fixed decimals with a true minus sign; never a negative zero."""
-    rounded = round(number, decimals) + 0.0
-    return f"{rounded:{'+' if signed else ''}.{decimals}f}".replace("-", "\u2212")
-
-
-def _claim(claim: Mapping[str, Any], not_run: str, labels: Mapping[str, str]) -> dict[str, Any]:
-    said: set[int] = set()
-    verdict, _, scale = claim["verdict"].partition(" @")
-    return {
-        "id": claim["id"],
-        "statement": prose(claim["statement"]),
-        "verdict": verdict,
-        "scale": scale,
-        "reason": prose(not_run[:1].upper() + not_run[1:]),
-        "tests": [
-            {
-                "label": prose(test["label"]),
-                "verdict": test["verdict"],
-                "numbers": _test_numbers(test),
-                "note": prose("; ".join(_test_notes(test, said)), labels),
-            }
-            for test in claim["tests"]
-        ],
-    }
-
-
-def _unit(test: Mapping[str, Any]) -> tuple[float, int, str]:
-    """(factor, decimals, unit) of a test's numbers: accuracies in percent, all else as it is."""
-    per = " per tenfold" if test["kind"] == "trend" else ""
-    if test["metric"].endswith("accuracy"):
-        level = test["kind"] in ("above", "below")
-        return 100.0, 2, (" %" if level else " points") + per
-    return 1.0, 3, per
-
-
-def _test_numbers(test: Mapping[str, Any]) -> str:
-    """'+1.20 points (95 %: +0.30 to +2.10), p = 0.01, 3 seeds'."""
-    if test["effect"] is None:
-        return ""
-    times, decimals, unit = _unit(test)
-    level = test["kind"] in ("above", "below")
-
-    def show(number: float) -> str:
-        return _fixed(times * number, decimals, signed=not level)
-
-    text = show(test["effect"]) + unit
-    if level:
-        text += f" against {_value(times * test['threshold'])}{unit}"
-    if test["interval"]:
-        text += " (95 %: {} to {})".format(*map(show, test["interval"]))
-    if test["p"] is not None:
-        text += ", p < 0.001" if test["p"] < 0.001 else f", p = {test['p']:#.2g}"
-    return f"{text}, {test['seeds']}{NO_BREAK}seed{'s' if test['seeds'] != 1 else ''}"
-
-
-def _test_notes(test: Mapping[str, Any], said: set[int]) -> Iterator[str]:
-    """The remark of a test, its power in the unit of its effect.
-
-    `said` holds the numbers of seeds for which the claim has already said what power means.
-    """
-    for part in filter(None, test["remark"].split("; ")):
-        if part.startswith("no seed has"):
-            yield "not measured on every row"
-        elif not part.startswith(("undecided", "contradicted")):
-            yield part
-    if test["verdict"] == "undecided" and test["detectable"] is not None:
-        times, _, unit = _unit(test)
-        shown = _two_digits(times * test["detectable"]) + unit.replace(" %", " points")
-        if test["kind"] in ("above", "below"):
-            shown += " from the threshold"
-        found = Fraction(POWER).limit_denominator(20)
-        often = f"{found.numerator} of {found.denominator} repetitions with {test['seeds']} seeds"
-        if test["seeds"] in said:
-            yield f"likewise a true effect of about {shown}"
-        else:
-            yield f"a true effect of about {shown} would be found in {often}"
-        said.add(test["seeds"])
-
-
-def _two_digits(number: float) -> str:
-    """Two significant digits, never in powers of ten: 41, 0.10."""
-    if not number:
-        return "0"
-    rounded = float(f"{number:.1e}")
-    return f"{rounded:.{max(0, 1 - math.floor(math.log10(abs(rounded))))}f}"
-
-
 def _table(table: Table, study: Study, collected: Collected, published: Cells) -> dict[str, Any]:
     notes: list[str] = []
     lines, seeds = collected.tables[table.id], Counter(run["row"] for run in collected.runs)
     by_place = {(line["row"], line["column"]): line for line in lines}
     ran = {line["row"] for line in lines if line["run"] or line["published"]}
-    left_out = [study.rows[row].label for row in table.rows if row not in ran]
+    absent = [study.rows[row].label for row in table.rows if row not in ran]
     unknown: dict[str, list[str]] = {}
 
     def cell(row: str, column: Column) -> dict[str, Any]:
@@ -307,8 +218,8 @@ def _table(table: Table, study: Study, collected: Collected, published: Cells) -
     remarks = [
         f"Published numbers of {'; '.join(labels)}: {why}." for why, labels in unknown.items()
     ]
-    if left_out:
-        remarks.append(f"Not run at this scale, nor published: {'; '.join(left_out)}.")
+    if absent:
+        remarks.append(f"Not run at this scale, nor published: {listed(absent)}.")
     return {
         "title": table.title,
         "note": prose(table.note),
@@ -327,14 +238,14 @@ def _cell(
     times = 100 if column.percent else 1
 
     def show(key: str, *, signed: bool = False) -> str:
-        return _fixed(times * float(line[key]), column.decimals, signed=signed)
+        return fixed(times * float(line[key]), column.decimals, signed=signed)
 
     absent = "not run" if not line["run"] else "no result"
     absent = line["verdict"] if line["verdict"] in ("mixed", NOT_AVAILABLE) else absent
     ours = show("mean") if line["mean"] else absent
     if line["low"] and float(line["sd"]):  # a constant has no interval
         half = times * (float(line["high"]) - float(line["low"])) / 2
-        ours += f" \u00b1 {_fixed(half, column.decimals)}"
+        ours += f" \u00b1 {fixed(half, column.decimals)}"
     gains = line["gain"] and not column.metric.endswith(REFERENCES)
     gain = show("gain", signed=True) if gains else ""
     if gains and line["gain_low"]:

@@ -16,28 +16,20 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from peregrine.config.study import Figure, Panel
-from peregrine.reporting.canvas import (
-    DOT,
-    GREY,
-    MEAN,
-    STYLE,
-    WIDTH,
-    draw_lines,
-    legend,
-    new_canvas,
-    palette,
-    row_styles,
-)
+from peregrine.reporting.canvas import DOT, MEAN, STYLE, WIDTH, draw_lines, legend, new_canvas
 from peregrine.reporting.drawing_diagnostics import draw_matrices, draw_mixture
+from peregrine.reporting.styles import GREY, Styles
 
 
-def render(figure: Figure, marks: pd.DataFrame, notes: list[str]) -> dict[str, bytes]:
+def render(
+    figure: Figure, marks: pd.DataFrame, styles: Styles, notes: list[str]
+) -> dict[str, bytes]:
     """{"svg": bytes, "png": bytes} of a figure's marks, with `notes` below in small print."""
     with mpl.rc_context():
         mpl.rcdefaults()  # a matplotlibrc of the user must not change the bytes
         mpl.rcParams.update({**sns.axes_style("ticks"), **STYLE})
         if (marks["kind"] == "seed").any():
-            canvas = DRAW[figure.kind](figure, marks)
+            canvas = DRAW[figure.kind](figure, marks, styles)
         else:
             canvas = _nothing()
         if notes:
@@ -59,13 +51,13 @@ def _nothing() -> Canvas:
     return canvas
 
 
-def _over_option(figure: Figure, marks: pd.DataFrame) -> Canvas:
+def _over_option(figure: Figure, marks: pd.DataFrame, styles: Styles) -> Canvas:
     columns = min(3, len(figure.panels))
     rows = -(-len(figure.panels) // columns)
     canvas, grid = new_canvas(rows, columns, 0.7 + 1.8 * rows)
     axes = [ax for line in grid for ax in line]
     ticks = sorted({float(x) for x in marks.loc[marks["kind"] == "seed", "x"]})
-    colours, shapes = palette(list(figure.groups)), dict(zip(figure.groups, cycle("os^D")))
+    shapes = dict(zip(figure.groups, cycle("os^D")))
     for ax, panel in zip(axes, figure.panels, strict=False):
         mine = marks[marks["panel"] == panel.label]
         for place, group in enumerate(figure.groups):
@@ -74,14 +66,15 @@ def _over_option(figure: Figure, marks: pd.DataFrame) -> Canvas:
             own = mine[mine["group"] == group]
             dots, mean = own[own["kind"] == "seed"], own[own["kind"] == "mean"].sort_values("x")
             if not mean.empty:
-                ax.plot(dots["x"] * shift / 1.3, dots["value"], **DOT, color=colours[group])
+                colour = styles.group(group)
+                ax.plot(dots["x"] * shift / 1.3, dots["value"], **DOT, color=colour)
                 ax.errorbar(
                     mean["x"] * shift,
                     mean["value"],
                     _arms(mean),
                     **MEAN,
                     marker=shapes[group],
-                    color=colours[group],
+                    color=colour,
                     label=group,
                 )
         for label, level in mine[mine["kind"] == "level"].groupby("label"):
@@ -120,7 +113,7 @@ def _arms(mean: pd.DataFrame) -> list[pd.Series] | None:
     return [(mean["value"] - mean["low"]).fillna(0), (mean["high"] - mean["value"]).fillna(0)]
 
 
-def _by_row(figure: Figure, marks: pd.DataFrame) -> Canvas:
+def _by_row(figure: Figure, marks: pd.DataFrame, styles: Styles) -> Canvas:
     listed = marks[marks["kind"] == "mean"].drop_duplicates("label")
     names = {label: place for place, label in enumerate(listed["label"])}
     gain = figure.kind == "gain"
@@ -128,8 +121,8 @@ def _by_row(figure: Figure, marks: pd.DataFrame) -> Canvas:
     canvas, grid = new_canvas(1, len(figure.panels), height, sharey=True)
     for ax, panel in zip(grid[0], figure.panels, strict=True):
         mine = marks[marks["panel"] == panel.label]
-        for group, colour in palette(list(figure.groups)).items():
-            own = mine[mine["group"] == group]
+        for group in figure.groups:
+            colour, own = styles.group(group), mine[mine["group"] == group]
             own = own.assign(y=own["label"].map(names))
             dots, mean, base = (own[own["kind"] == kind] for kind in ("seed", "mean", "baseline"))
             ax.plot(dots["value"], dots["y"] - 0.22, **DOT, color=colour)  # above their mean
@@ -164,7 +157,7 @@ def _by_row(figure: Figure, marks: pd.DataFrame) -> Canvas:
     return canvas
 
 
-def _history(figure: Figure, marks: pd.DataFrame) -> Canvas:
+def _history(figure: Figure, marks: pd.DataFrame, styles: Styles) -> Canvas:
     groups = [name for name in figure.groups if (marks["group"] == name).any()]
     if len(groups) == 1:  # one group: its panels fill a grid of two columns
         columns = min(2, len(figure.panels))
@@ -177,7 +170,7 @@ def _history(figure: Figure, marks: pd.DataFrame) -> Canvas:
     axes = [ax for line in grid for ax in line]
     for index, (ax, (group, panel)) in enumerate(zip(axes, places, strict=False)):
         mine = marks[(marks["group"] == group) & (marks["panel"] == panel.label)]
-        draw_lines(ax, mine, row_styles(marks))
+        draw_lines(ax, mine, styles)
         parts = panel.label.replace(", ", ",\n").splitlines()
         ax.set_ylabel("\n".join(textwrap.fill(part, 22) for part in parts))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -197,10 +190,9 @@ def _history(figure: Figure, marks: pd.DataFrame) -> Canvas:
     return canvas
 
 
-def _spectrum(figure: Figure, marks: pd.DataFrame) -> Canvas:
+def _spectrum(figure: Figure, marks: pd.DataFrame, styles: Styles) -> Canvas:
     one_unit = len({panel.reading for panel in figure.panels}) == 1
     canvas, grid = new_canvas(1, len(figure.panels), 3.2, sharey=one_unit)
-    styles = row_styles(marks)
     for ax, panel in zip(grid[0], figure.panels, strict=True):
         mine = marks[marks["panel"] == panel.label]
         draw_lines(ax, mine, styles)

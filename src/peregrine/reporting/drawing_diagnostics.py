@@ -7,16 +7,16 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from peregrine.config.study import Figure
-from peregrine.reporting.canvas import draw_lines, legend, new_canvas, row_styles
+from peregrine.reporting.canvas import draw_lines, legend, new_canvas
+from peregrine.reporting.styles import Styles
 
 ACROSS = 5
 """Matrices that stand side by side at the width of the text."""
 
 
-def draw_mixture(figure: Figure, marks: pd.DataFrame) -> Canvas:
+def draw_mixture(figure: Figure, marks: pd.DataFrame, styles: Styles) -> Canvas:
     """Lines over the number of components, chance levels dotted."""
     canvas, grid = new_canvas(1, len(figure.panels), 3.2)
-    styles = row_styles(marks)
     for ax, panel in zip(grid[0], figure.panels, strict=True):
         mine = marks[marks["panel"] == panel.label]
         draw_lines(ax, mine, styles)
@@ -34,7 +34,7 @@ def draw_mixture(figure: Figure, marks: pd.DataFrame) -> Canvas:
     return canvas
 
 
-def draw_matrices(figure: Figure, marks: pd.DataFrame) -> Canvas:
+def draw_matrices(figure: Figure, marks: pd.DataFrame, styles: Styles) -> Canvas:
     """One column a row of the study, one line a panel; classes are parted by thin lines."""
     labels = list(marks["label"].unique())
     blocks, lines = -(-len(labels) // ACROSS), len(figure.panels)

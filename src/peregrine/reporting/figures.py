@@ -19,6 +19,8 @@ from peregrine.reporting.drawing import render
 from peregrine.reporting.marks import Mark, Pixel, Source
 from peregrine.reporting.records import from_csv
 from peregrine.reporting.statistics import estimate, paired
+from peregrine.reporting.styles import styles
+from peregrine.reporting.words import listed
 
 DIGITS = 6
 """Significant digits of the plotted numbers: more than a picture shows, fewer than rounding has."""
@@ -52,6 +54,7 @@ def draw_figures(project: Project, study: str, results: Path) -> list[Path]:
     source = Source(
         project.of(study), from_csv(folder), results / "runs", scale.seeds, scale.protocol
     )
+    looks = styles(plan, source.cells)
     known = {figure.id for figure in plan.figures}
     for path in (folder / "figures").rglob("*"):  # of a figure that the study has no longer
         if path.suffix in (".svg", ".png", ".csv") and path.stem not in known:
@@ -60,10 +63,9 @@ def draw_figures(project: Project, study: str, results: Path) -> list[Path]:
         marks = [_rounded(mark) for mark in MARKS[figure.kind](figure, source)]
         fields = Pixel._fields if figure.kind == "matrices" else Mark._fields
         frame = pd.DataFrame(marks, columns=fields)
-        # A row has one colour in all figures of its study.
-        frame.attrs["rows"] = [row.label for row in plan.rows.values()]
         files.write_csv(folder / "figures" / "data" / f"{figure.id}.csv", fields, marks)
-        for suffix, data in render(figure, frame, _notes(figure, plan, source, frame)).items():
+        notes = _notes(figure, plan, source, frame)
+        for suffix, data in render(figure, frame, looks, notes).items():
             files.write_bytes(folder / "figures" / f"{figure.id}.{suffix}", data)
     return [folder / name for figure in plan.figures for name in pictures(figure.id)]
 
@@ -258,5 +260,5 @@ def _notes(figure: Figure, study: Study, source: Source, frame: pd.DataFrame) ->
         labels = [label for label, lacks in lacking.items() if lacks == reading]
         notes.append(f"No {reading} reading: {'; '.join(labels)}.")
     if absent:
-        notes.append(f"Not run at this scale: {'; '.join(absent)}.")
+        notes.append(f"Not run at this scale: {listed(absent)}.")
     return notes

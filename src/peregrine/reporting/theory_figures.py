@@ -10,7 +10,8 @@ import seaborn as sns
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from peregrine.reporting.drawing import GREY, STYLE, WIDTH
+from peregrine.reporting.canvas import STYLE, WIDTH
+from peregrine.reporting.styles import GREY
 
 Frames = Mapping[str, pd.DataFrame]
 NAMES = {"l2": "L2", "tanh": "tanh"}

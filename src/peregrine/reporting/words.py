@@ -1,7 +1,11 @@
 """Words of the reports: names that readers know, and typography."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+NO_BREAK = "\u00a0"
+"""A space at which no line breaks."""
 
 NAMES = {
     "cifar10": "CIFAR-10",
@@ -29,3 +33,23 @@ def prose(text: str, labels: Mapping[str, str] | None = None) -> str:
         if not label.startswith(row):  # 'untrained' reads well already, and is a word besides
             text = re.sub(rf"(?<![\w-]){re.escape(row)}(?![\w-])", label, text)
     return text.replace(" - ", " \u2013 ").replace("^T", "\u1d40")
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """'a; b; c', of more than `most` + 1 names the first `most`: 'a; b; and 17 more rows'."""
+    if len(names) <= most + 1:  # a single one is named, not counted
+        return "; ".join(names)
+    return "; ".join([*names[:most], f"and {len(names) - most} more rows"])
+
+
+def fixed(number: float, decimals: int, *, signed: bool = False) -> str:
+    """Fixed decimals with a true minus sign; never a negative zero."""
+    rounded = round(number, decimals) + 0.0
+    return f"{rounded:{'+' if signed else ''}.{decimals}f}".replace("-", "\u2212")
+
+
+def plain(value: Any) -> str:
+    """A setting as text: numbers short, lists with commas."""
+    if isinstance(value, list):
+        return ", ".join(plain(each) for each in value)
+    return f"{value:g}" if isinstance(value, int | float) else str(value)

@@ -1,0 +1,115 @@
+"""Claims as a report prints them: numbers and remarks of every test, and what was not tested."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+from peregrine.reporting.statistics import POWER
+from peregrine.reporting.words import NO_BREAK, fixed, listed, plain, prose
+
+
+def printed_claim(
+    claim: Mapping[str, Any], not_run: str, labels: Mapping[str, str]
+) -> dict[str, Any]:
+    """A claim of claims.json, ready to print.
+
+    Args:
+        claim: as `collect` wrote it.
+        not_run: what no test of it covers, as declared.
+        labels: row -> label.
+
+    Returns:
+        Its texts, and those of the tests for which the scale has rows; `lacking` counts the others.
+    """
+    said: set[int] = set()
+    verdict, _, scale = claim["verdict"].partition(" @")
+    return {
+        "id": claim["id"],
+        "statement": prose(claim["statement"]),
+        "verdict": verdict,
+        "scale": scale,
+        "reason": prose(not_run[:1].upper() + not_run[1:]),
+        "tests": [
+            {
+                "label": prose(test["label"]),
+                "verdict": test["verdict"],
+                "numbers": _test_numbers(test),
+                "note": prose("; ".join(_test_notes(test, said)), labels),
+            }
+            for test in claim["tests"]
+            if not test["lacking"]
+        ],
+        "lacking": _lacking([t["lacking"] for t in claim["tests"] if t["lacking"]], labels, scale),
+    }
+
+
+def _lacking(tests: Sequence[Sequence[str]], labels: Mapping[str, str], scale: str) -> str:
+    """'9 tests are not run at scale demo, which lacks the rows A; B; and 17 more rows.'"""
+    rows = [labels[row] for row in dict.fromkeys(row for rows in tests for row in rows)]
+    if not rows:
+        return ""
+    are = "1 test is" if len(tests) == 1 else f"{len(tests)} tests are"
+    which = "row" if len(rows) == 1 else "rows"
+    return f"{are} not run at scale {scale}, which lacks the {which} {prose(listed(rows))}."
+
+
+def _unit(test: Mapping[str, Any]) -> tuple[float, int, str]:
+    """(factor, decimals, unit) of a test's numbers: accuracies in percent, all else as it is."""
+    per = " per tenfold" if test["kind"] == "trend" else ""
+    if test["metric"].endswith("accuracy"):
+        level = test["kind"] in ("above", "below")
+        return 100.0, 2, (" %" if level else " points") + per
+    return 1.0, 3, per
+
+
+def _test_numbers(test: Mapping[str, Any]) -> str:
+    """'+1.20 points (95 %: +0.30 to +2.10), p = 0.01, 3 seeds'."""
+    if test["effect"] is None:
+        return ""
+    times, decimals, unit = _unit(test)
+    level = test["kind"] in ("above", "below")
+
+    def show(number: float) -> str:
+        return fixed(times * number, decimals, signed=not level)
+
+    text = show(test["effect"]) + unit
+    if level:
+        text += f" against {plain(times * test['threshold'])}{unit}"
+    if test["interval"]:
+        text += " (95 %: {} to {})".format(*map(show, test["interval"]))
+    if test["p"] is not None:
+        text += ", p < 0.001" if test["p"] < 0.001 else f", p = {test['p']:#.2g}"
+    return f"{text}, {test['seeds']}{NO_BREAK}seed{'s' if test['seeds'] != 1 else ''}"
+
+
+def _test_notes(test: Mapping[str, Any], said: set[int]) -> Iterator[str]:
+    """The remark of a test, its power in the unit of its effect.
+
+    `said` holds the numbers of seeds for which the claim has already said what power means.
+    """
+    for part in filter(None, test["remark"].split("; ")):
+        if part.startswith("no seed has"):
+            yield "not measured on every row"
+        elif not part.startswith(("undecided", "contradicted")):
+            yield part
+    if test["verdict"] == "undecided" and test["detectable"] is not None:
+        times, _, unit = _unit(test)
+        shown = _two_digits(times * test["detectable"]) + unit.replace(" %", " points")
+        if test["kind"] in ("above", "below"):
+            shown += " from the threshold"
+        found = Fraction(POWER).limit_denominator(20)
+        often = f"{found.numerator} of {found.denominator} repetitions with {test['seeds']} seeds"
+        if test["seeds"] in said:
+            yield f"likewise a true effect of about {shown}"
+        else:
+            yield f"a true effect of about {shown} would be found in {often}"
+        said.add(test["seeds"])
+
+
+def _two_digits(number: float) -> str:
+    """Two significant digits, never in powers of ten: 41, 0.10."""
+    if not number:
+        return "0"
+    rounded = float(f"{number:.1e}")
+    return f"{rounded:.{max(0, 1 - math.floor(math.log10(abs(rounded))))}f}"

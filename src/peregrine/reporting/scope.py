@@ -1,0 +1,55 @@
+"""What a scale has to show: a table or figure of which it runs no row is left out of a report.
+
+Whatever is left out is still collected; the report names it. This follows from the configuration
+alone: a row that is run here but has no result yet is shown as such.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from peregrine.config.load import Cell
+from peregrine.config.study import Figure, Table
+from peregrine.reporting.published import Cells
+from peregrine.reporting.words import prose
+
+Rows = Mapping[str, Cell]
+"""The rows that are run at a scale."""
+
+Titled = Table | Figure
+
+
+def shows_table(table: Table, cells: Rows, published: Cells) -> bool:
+    """Whether a row is run that is more than a baseline, or published numbers stand beside one."""
+    if _own(table.rows, table.baseline, cells):
+        return True
+    printed = {
+        (name, row)
+        for (name, row, _), cell in published.items()
+        if name == table.published and cell.value is not None
+    }
+    known = any((table.published, row) in printed for row in table.published_rows.values())
+    return known and any(row in cells for row in table.rows)
+
+
+def shows_figure(figure: Figure, cells: Rows) -> bool:
+    """Likewise; over an option, two of its values must be run: one point shows no course."""
+    rows = [row for group in figure.groups.values() for row in group]
+    own = _own(rows, figure.baseline, cells)
+    if figure.option:
+        return len({cells[row].option(figure.option) for row in own}) > 1
+    return bool(own)
+
+
+def _own(rows: Iterable[str], baseline: Mapping[str, str], cells: Rows) -> list[str]:
+    """Those of `rows` that are run and are not there only to be compared with.
+
+    Only compared with: an untrained net, and the baseline of others that has none itself.
+    """
+    only = set(baseline.values()) - set(baseline)
+    return [row for row in rows if row in cells and row not in only and cells[row].run.epochs]
+
+
+def left_out(every: Sequence[Titled], shown: Sequence[Titled], scale: str) -> str:
+    """A sentence on what was left out; empty if nothing was."""
+    titles = [prose(each.title) for each in every if each not in shown]
+    few = f"Left out, because scale {scale} runs too few of their rows: "
+    return f"{few}{'; '.join(titles)}." if titles else ""

@@ -1,0 +1,84 @@
+"""What a report leaves out, by what the scale runs."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from peregrine.config.study import Figure, Table
+from peregrine.reporting.published import Published
+from peregrine.reporting.scope import left_out, shows_figure, shows_table
+
+PANELS = [{"metric": "m", "label": "m"}]
+BASELINE = {"predictor": "plain", "mask": "predictor", "noise": "predictor"}
+
+
+def run(*rows: str) -> dict:
+    """Cells of a scale that has these rows; r30 has the option 0.3."""
+    return {
+        row: SimpleNamespace(
+            run=SimpleNamespace(epochs=0 if row == "untrained" else 5),
+            option=lambda _, row=row: int(row[1:]) / 100,
+        )
+        for row in rows
+    }
+
+
+def table(**more) -> Table:
+    rows = ["untrained", "plain", "predictor", "mask", "noise"]
+    given = {"id": "t", "title": "T", "rows": rows, "columns": PANELS, "baseline": BASELINE}
+    return Table(**given | more)
+
+
+def published(value: float | None) -> dict:
+    line = Published("c", "1", "N", "m", "m", "1", 2, value, None, None, "src", "why")
+    return {("1", "N", "m"): line, ("2", "N", "m"): line._replace(table="2", value=0.5)}
+
+
+@pytest.mark.parametrize(
+    ("rows", "shown"),
+    [
+        ([], False),
+        (["untrained", "plain"], False),  # only compared with
+        (["other"], False),
+        (["untrained", "mask"], True),
+        (["plain", "predictor"], True),  # a baseline with a gain of its own
+    ],
+)
+def test_a_table_needs_a_row_that_is_more_than_a_baseline(rows, shown):
+    assert shows_table(table(), run(*rows), {}) is shown
+
+
+@pytest.mark.parametrize(
+    ("rows", "value", "shown"),
+    [(["untrained"], 0.9, True), ([], 0.9, False), (["untrained"], None, False)],
+)
+def test_or_published_numbers_beside_a_row_that_is_run(rows, value, shown):
+    given = table(published="1", published_rows={"noise": "N"})
+    assert shows_table(given, run(*rows), published(value)) is shown
+
+
+def figure(kind: str, rows: list[str], **more) -> Figure:
+    given = {"id": "f", "kind": kind, "title": "F", "caption": "", "panels": PANELS}
+    return Figure(**given, groups={"all": rows}, **more)
+
+
+def test_a_figure_needs_a_row_that_is_more_than_a_baseline():
+    lines = figure("spectrum", ["untrained", "mask"])
+    assert [shows_figure(lines, run(*rows)) for rows in (["untrained"], ["mask"])] == [False, True]
+    gains = figure("metric_by_row", ["plain", "mask"], baseline={"mask": "plain"})
+    assert [shows_figure(gains, run(*rows)) for rows in (["plain"], ["mask"])] == [False, True]
+
+
+def test_a_figure_over_an_option_needs_two_of_its_values():
+    ratios = figure("metric_over_option", ["r10", "r30", "r030"], option="method.mask_ratio")
+    assert not shows_figure(ratios, run("r30", "untrained"))
+    assert not shows_figure(ratios, run("r30", "r030"))  # the same value in two forms
+    assert shows_figure(ratios, run("r10", "r30"))
+
+
+def test_what_is_left_out_is_named():
+    every = [table(id="a", title="A - one"), table(id="b", title="B"), table(id="c", title="C")]
+    assert left_out(every, every, "demo") == ""
+    assert left_out(every, every[1:2], "demo") == (
+        "Left out, because scale demo runs too few of their rows: A \u2013 one; C."
+    )
