@@ -6,7 +6,7 @@ CORES ?= all
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)/src
 
-.PHONY: demo test lint format schema lock clean
+.PHONY: demo test lint format schema readme lock clean
 
 demo: $(VENV)/installed  ## studies and theory at demo scale: three PDFs in reports/demo/
 	snakemake --cores $(CORES)
@@ -28,6 +28,9 @@ format: $(VENV)/installed
 
 schema: $(VENV)/installed  ## workflow/schemas from the models
 	python -m peregrine schema > workflow/schemas/config.schema.json
+
+readme: $(VENV)/installed  ## README.md's verdicts from a finished demo
+	python tools/readme.py
 
 lock:  ## requirements.lock and the conda environments from pyproject.toml; needs uv
 	$(PYTHON) tools/lock.py
