@@ -141,7 +141,10 @@ def _declared(
     study: Study, cells: Mapping[str, Cell], published: Cells, labels: Mapping[str, str]
 ) -> dict[str, Any]:
     """What was fixed before results: tables, tests, the values of options that trends follow."""
-    options = {test.option for claim in study.claims for test in claim.tests if test.option}
+    options: dict[str, dict[str, float]] = {}
+    for test in (test for claim in study.claims for test in claim.tests if test.option):
+        followed = {row: cells[row].option(test.option) for row in test.rows if row in cells}
+        options.setdefault(test.option, {}).update(followed)
     tables = []
     for table in study.tables:
         known = [
@@ -155,10 +158,7 @@ def _declared(
     return {
         "labels": labels,
         "rows": list(cells),
-        "options": {
-            option: {row: cell.option(option) for row, cell in cells.items()}
-            for option in sorted(options)
-        },
+        "options": options,
         "tables": tables,
         "claims": [claim.model_dump(mode="json") for claim in study.claims],
         "figures": [
