@@ -1,7 +1,8 @@
 """From YAML files to resolved runs: study, then scale, then nothing else.
 
-A study is written once, for paper scale; a scale only lays values over it. Later wins:
-study defaults < rows it is like < study row < scale.run < scale.studies[study].run < scale.studies[study].row[row].
+A study is written once, for paper scale; a scale only lays values over it. Later wins: study
+defaults < rows that the row is like < the row < scale.run < scale.studies[study].run <
+scale.studies[study].row[row].
 """
 
 import difflib
@@ -310,4 +311,14 @@ def schema() -> dict:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
 
 
-__all__ = ["Cell", "Model", "Project", "load", "merge", "read_study", "read_yaml", "resolve", "schema"]
+__all__ = [
+    "Cell",
+    "Model",
+    "Project",
+    "load",
+    "merge",
+    "read_study",
+    "read_yaml",
+    "resolve",
+    "schema",
+]

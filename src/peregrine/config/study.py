@@ -73,6 +73,7 @@ class Figure(Model):
         "gain",
         "mixture",
         "matrices",
+        "map",
     ]
     title: str
     caption: str

@@ -29,6 +29,7 @@ from peregrine.reporting.canvas import (
     row_styles,
 )
 from peregrine.reporting.drawing_diagnostics import draw_matrices, draw_mixture
+from peregrine.reporting.map import draw_map
 
 
 def render(figure: Figure, marks: pd.DataFrame, notes: list[str]) -> dict[str, bytes]:
@@ -226,4 +227,5 @@ DRAW = {
     "spectrum": _spectrum,
     "mixture": draw_mixture,
     "matrices": draw_matrices,
+    "map": draw_map,
 }
