@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from peregrine.config.check import HISTORY, METRICS, check_study
-from peregrine.config.load import load, read_yaml
+from peregrine.config.load import load, read_study
 from peregrine.config.models import MIXTURES
 from peregrine.config.study import Study
 from peregrine.diagnostics.collapse import collapse_report
@@ -122,7 +122,7 @@ def test_twins_are_refused(path, value, message):
 
 def test_the_shipped_studies_are_whole():
     for path in sorted((CONFIG / "studies").glob("*.yaml")):
-        check_study(Study(**read_yaml(path)))
+        assert read_study(path).rows
     assert load(CONFIG).cells
 
 

@@ -8,7 +8,7 @@ from scipy.special import i0
 
 from peregrine.diagnostics import geometry
 from peregrine.diagnostics.collapse import spectrum
-from peregrine.diagnostics.matrices import correlation_picture, shown, similarity_picture
+from peregrine.diagnostics.matrices import correlation_picture, plane, shown, similarity_picture
 
 
 def report_of(x, **more):
@@ -210,3 +210,34 @@ def test_the_picture_shows_five_images_of_ten_classes_by_class_and_code():
     codes = np.arange(144)[::-1].copy()
     assert shown(labels, codes)[:5].tolist() == [48, 36, 24, 12, 0]
     assert shown(np.array([3, 3, 8]), None).tolist() == [0, 1, 2]
+
+
+def test_a_map_shows_the_two_widest_directions():
+    # Unit rows +-e1 (4 each), +-e2 (2 each), +-e3 (1 each): mean 0, variances 8, 4 and 2 of 14.
+    rows = np.repeat(np.vstack([np.eye(3), -np.eye(3)]), [4, 2, 1, 4, 2, 1], axis=0)
+    lengths = np.linspace(0.5, 3, len(rows))[:, None]
+    turned = lengths * rows @ np.array([[0.6, 0.8, 0], [-0.8, 0.6, 0], [0, 0, 1]])
+    picks = np.arange(14)
+    points, share = plane(turned, picks)
+    assert share == pytest.approx([8 / 14, 4 / 14], abs=5e-4)
+    expected = np.abs(rows[:, :2])
+    assert np.abs(points) == pytest.approx(expected, abs=5e-4)
+    assert (points[:4] == points[0]).all() and (points[7:11] == -points[0]).all()
+    again, _ = plane(np.vstack([turned, 100 * turned]), picks)
+    assert (again == points).all()  # rows that are not picked do not matter
+
+
+def test_the_largest_coordinate_of_a_map_is_positive():
+    x = np.array([[1.0, 0], [1, 0], [1, 0], [0, 1]])
+    # Along (1, -1) / sqrt(2) from the mean (3/4, 1/4): three at sqrt(2)/4, one at -3 sqrt(2)/4.
+    expected = np.array([-1, -1, -1, 3]) * np.sqrt(2) / 4
+    for rows in (x, -x):
+        points, share = plane(rows, np.arange(4))
+        assert points[:, 0] == pytest.approx(expected, abs=5e-4)
+        assert share == pytest.approx([1, 0], abs=5e-4)
+
+
+@pytest.mark.parametrize("x", [np.ones((5, 3)), np.zeros((5, 3)), np.full((5, 1), 2.0)])
+def test_a_map_of_a_constant_is_one_point(x):
+    points, share = plane(x, np.arange(5))
+    assert points.shape == (5, 2) and not points.any() and not share.any()

@@ -64,6 +64,8 @@ FIGURES = [
                 _panel("collapse/embeddings/mixture_entropy", "released", reading="released")]},
     {"id": "matrices", "kind": "matrices", "groups": {"all": ["c16", "c256", "mixed"]},
      "panels": [_panel("correlation", "H^T H"), _panel("similarity", "H H^T")]},
+    {"id": "map", "kind": "map", "groups": {"all": ["c16", "c256", "mixed"]},
+     "panels": [_panel("class", "by class"), _panel("code", "by code")]},
     {"id": "beyond", "kind": "gain", "groups": {"all": ["big"]}, "panels": [ACCURACY],
      "baseline": {"big": "c16"}},  # not run here: left out of reports
 ]  # fmt: skip
@@ -253,13 +255,21 @@ class World:
             files.write_json(folder / "released" / f"{name}-standard.json", facts | sums)
 
     def _matrices(self, folder: Path, seed: int) -> str:
-        """Three coordinates, four images of the classes 7, 7, 8, 9."""
+        """Three coordinates, four images of the classes 7, 7, 8, 9; a map of 24 of 12 classes.
+
+        Class k has the points (k, -k) twice. c16 has no codes; else codes 40 to 60, 41 thrice.
+        """
         path = folder / "corrected" / "matrices.safetensors"
         arrays = {
             "embeddings_correlation": np.eye(3, dtype=np.float32) - np.float32(seed / 8),
             "embeddings_similarity": np.ones((4, 4), np.float32),
             "similarity_labels": np.array([7, 7, 8, 9]),
+            "map_points": np.repeat(np.arange(12), 2)[:, None] * np.array([[1, -1]], np.float32),
+            "map_share": np.array([0.5, 0.25], np.float32),
+            "map_labels": np.repeat(np.arange(12), 2),
         }
+        if folder.parent.name != self.project.of("toy")["c16"].id:
+            arrays["map_codes"] = np.array([41, *range(40, 62), 41])
         files.write_tensors(path, arrays)
         return files.sha256(path)
 

@@ -123,6 +123,29 @@ def test_matrices_are_those_of_the_first_seed_that_has_them(collected):
     assert not marks(collected, "matrices", label="Toy <mixed> & odd")
 
 
+def test_a_map_colours_ten_classes_and_the_ten_most_used_codes(collected):
+    points = marks(collected, "map", panel="by class", kind="seed", label="Toy, c = 16")
+    assert [(p["x"], p["y"], p["value"]) for p in points[2:5]] == [
+        ("1.0", "-1.0", "1.0"),
+        ("1.0", "-1.0", "1.0"),
+        ("2.0", "-2.0", "2.0"),
+    ]
+    assert [p["value"] for p in points[18:]] == ["9.0", "9.0", *4 * ["-1.0"]]
+    [share] = marks(collected, "map", panel="by class", kind="share", label="Toy, c = 16")
+    assert share["value"] == "75.0"
+    codes = marks(collected, "map", panel="by code", kind="seed", label="Toy, c = 256")
+    assert {code["seed"] for code in codes} == {"1"}  # seed 0 never began
+    # 41 has three images, all others one: then the nine smallest, 40 and 42 to 49.
+    assert [c["value"] for c in codes] == [
+        *("0.0", "1.0", "0.0"),
+        *(f"{k}.0" for k in range(2, 10)),
+        *12 * ["-1.0"],
+        "0.0",
+    ]
+    assert not marks(collected, "map", panel="by code", label="Toy, c = 16")
+    assert not marks(collected, "map", label="Toy <mixed> & odd")
+
+
 def test_what_has_no_released_reading_is_said(collected, notes):
     draw_figures(collected.project, "toy", collected.results)
     assert notes["mixtures"][-1] == "No released reading: Toy, c = 16."

@@ -69,7 +69,10 @@ def test_rows_of_a_configured_figure_are_told_apart(scale):
                 for row in rows
                 if row in cells and figure.kind in LINES
             ]
+            assert len(set(drawn)) == len(drawn), figure.id
             for (a, _), (b, _) in combinations(drawn, 2):
+                if a == b:
+                    continue  # more rows than colours: told apart by the dash
                 compared += 1
                 for seen in SEEN:
                     assert np.linalg.norm(lab(a, seen) - lab(b, seen)) > APART, (figure.id, a, b)

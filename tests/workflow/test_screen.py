@@ -3,8 +3,9 @@
 import re
 
 import pytest
-import yaml
 from test_workflow import ROOT, checkout, snakemake
+
+from peregrine.config.load import read_study
 
 
 @pytest.fixture(scope="module")
@@ -16,8 +17,7 @@ def test_messages_name_the_rows(fresh):
     done = snakemake(fresh, "-n")
     assert done.returncode == 0
     messages = re.findall(r"^Job \d+: (.*)$", done.stdout + done.stderr, re.MULTILINE)
-    rows = yaml.safe_load((ROOT / "config/studies/falcon.yaml").read_text())["rows"]
-    label = rows["falcon-c16"]["label"]
+    label = read_study(ROOT / "config/studies/falcon.yaml").rows["falcon-c16"].label
     start = f"Pretraining {label} (falcon), all seeds: digits-resnet8x4-falcon-"
     assert sum(message.startswith(start) for message in messages) == 1
     of_rows = ("Pretraining", "Extracting", "Evaluating", "Collapse")

@@ -72,11 +72,15 @@ HISTORY = frozenset(
 MATRICES = ("correlation", "similarity")
 """H^T H and H H^T of the embeddings."""
 
+COLOURED = ("class", "code")
+"""What colours the points of a map."""
+
 DRAWN = {
     "history": HISTORY,
     "spectrum": LAYERS,
     "mixture": MIXTURE_CURVES,
     "matrices": MATRICES,
+    "map": COLOURED,
 }
 """Kind of figure -> what its panels draw, where that is no metric."""
 

@@ -1,7 +1,8 @@
 """From YAML files to resolved runs: study, then scale, then nothing else.
 
-A study is written once, for paper scale; a scale only lays values over it. Later wins:
-study defaults < study row < scale.run < scale.studies[study].run < scale.studies[study].row[row].
+A study is written once, for paper scale; a scale only lays values over it. Later wins: study
+defaults < rows that the row is like < the row < scale.run < scale.studies[study].run <
+scale.studies[study].row[row].
 """
 
 import difflib
@@ -14,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from peregrine.config.check import check_study
+from peregrine.config.expand import expand
 from peregrine.config.identity import run_id
 from peregrine.config.models import Config, Model, Protocol, Run, Scale, StudyOverlay
 from peregrine.config.options import method_options
@@ -208,11 +210,22 @@ def load(folder: Path = Path("config"), **overrides: Any) -> Project:
     cells: list[Cell] = []
     for name in config.studies:
         study_path = folder / "studies" / f"{name}.yaml"
-        studies[name] = validate(Study, read_yaml(study_path), str(study_path))
-        _check_name(studies[name].name, study_path)
-        check_study(studies[name])
+        studies[name] = read_study(study_path)
         cells += resolve(studies[name], scale, presets)
     return Project(config, scale, protocol, studies, tuple(cells))
+
+
+def read_study(path: Path) -> Study:
+    """A study with its families written out (see `expand`) and every name in it checked."""
+    data = read_yaml(path)
+    try:
+        data = expand(data)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    study = validate(Study, data, str(path))
+    _check_name(study.name, path)
+    check_study(study)
+    return study
 
 
 def _check_name(name: str, path: Path) -> None:
@@ -247,7 +260,7 @@ def resolve(study: Study, scale: Scale, presets: Mapping[str, Any]) -> list[Cell
         if name not in wanted:
             continue
         row = study.rows[name]
-        layers = (study.defaults, row.run, scale.run, overlay.run, overlay.row.get(name, {}))
+        layers = (*study.layers(name), scale.run, overlay.run, overlay.row.get(name, {}))
         where = f"studies/{study.name}.yaml, row {name}, with scales/{scale.name}.yaml"
         run = build_run([_expand(layer, presets, where) for layer in layers], where)
         cells.append(Cell(study.name, name, row.label, run, run_id(run)))
@@ -298,4 +311,14 @@ def schema() -> dict:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
 
 
-__all__ = ["Cell", "Model", "Project", "load", "merge", "read_yaml", "resolve", "schema"]
+__all__ = [
+    "Cell",
+    "Model",
+    "Project",
+    "load",
+    "merge",
+    "read_study",
+    "read_yaml",
+    "resolve",
+    "schema",
+]

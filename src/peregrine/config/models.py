@@ -251,6 +251,7 @@ class Protocol(Model):
     mixture_sample: int = Field(
         10_000, ge=3, description="Most test images that a Gaussian mixture is fitted to."
     )
+    map_sample: int = Field(500, ge=2, description="Test images on a map, at most.")
 
 
 class Config(Model):

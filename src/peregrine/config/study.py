@@ -5,7 +5,7 @@ Nothing here changes a number of a run; what does is in `models`.
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from peregrine.config.models import Model, Name, no_twins
 
@@ -73,6 +73,7 @@ class Figure(Model):
         "gain",
         "mixture",
         "matrices",
+        "map",
     ]
     title: str
     caption: str
@@ -154,7 +155,8 @@ class Assumption(Model):
 
 
 class Row(Model):
-    label: str
+    label: str = Field(description="With `like`, one that begins with a comma continues its label.")
+    like: str | None = Field(None, description="An earlier row, over whose run this one's is laid.")
     only: tuple[Name, ...] = Field((), description="Scales that have this row; empty: all.")
     run: dict[str, Any] = {}
 
@@ -172,6 +174,23 @@ class Study(Model):
     figures: tuple[Figure, ...]
     claims: tuple[Claim, ...]
     assumptions: tuple[Assumption, ...]
+
+    @field_validator("rows")
+    @classmethod
+    def _labelled(cls, rows: dict[str, Row]) -> dict[str, Row]:
+        out: dict[str, Row] = {}
+        for name, row in rows.items():
+            if row.like is not None and row.like not in out:
+                raise ValueError(f"row {name} is like '{row.like}', which must stand before it")
+            if row.like is not None and row.label.startswith(","):
+                row = row.model_copy(update={"label": out[row.like].label + row.label})
+            out[name] = row
+        return out
+
+    def layers(self, name: str) -> list[dict[str, Any]]:
+        """What makes a row's run, later wins: defaults, the rows that it is like, its own."""
+        row = self.rows[name]
+        return [*(self.layers(row.like) if row.like else [self.defaults]), row.run]
 
     @model_validator(mode="after")
     def _distinct(self) -> "Study":

@@ -8,8 +8,13 @@ import numpy as np
 from peregrine.config.models import Protocol
 from peregrine.diagnostics.collapse import collapse_report, spectrum
 from peregrine.diagnostics.geometry import geometry_report
-from peregrine.diagnostics.matrices import correlation_picture, shown, similarity_picture
-from peregrine.diagnostics.mixture import mixture_report
+from peregrine.diagnostics.matrices import (
+    correlation_picture,
+    plane,
+    shown,
+    similarity_picture,
+)
+from peregrine.diagnostics.mixture import mixture_report, sampled
 from peregrine.diagnostics.released import released_report, released_spectrum
 from peregrine.files import sha256, write_csv, write_tensors
 from peregrine.frozen import UNMEASURED, read_features, write_result
@@ -23,8 +28,9 @@ def diagnose(folder: Path, reading: str, name: str, protocol: Protocol) -> None:
 
     Singular values are those of the centred matrix - in the released reading of the scaled one -
     with 9 digits. The corrected reading also has matrices.safetensors: embeddings_correlation
-    [m, m], embeddings_similarity [k, k] and similarity_labels [k], three decimals. A run that ended
-    in NaN, and a method that does not have the reading, has no numbers.
+    [m, m], embeddings_similarity [k, k] and similarity_labels [k], and of a fixed sample of images
+    map_points [s, 2], map_share [2], map_labels [s] and, with codes, map_codes [s]; three decimals.
+    A run that ended in NaN, and a method that does not have the reading, has no numbers.
     """
     arrays, facts = read_features(folder, reading)
     report: dict[str, Any] = {}
@@ -35,7 +41,7 @@ def diagnose(folder: Path, reading: str, name: str, protocol: Protocol) -> None:
             report, spectra = _released(arrays, int(facts["codes"]), protocol)
         else:
             report, spectra = _corrected(arrays, int(facts["codes"]) or None, protocol)
-            pictures = _pictures(arrays)
+            pictures = _pictures(arrays, protocol)
     rows = [
         (layer, index, f"{value:.9g}")
         for layer, values in spectra.items()
@@ -89,11 +95,17 @@ def _released(
     return report, {"embeddings": released_spectrum(arrays["test_embeddings"])}
 
 
-def _pictures(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _pictures(arrays: dict[str, np.ndarray], protocol: Protocol) -> dict[str, np.ndarray]:
     x, labels = arrays["test_embeddings"], arrays["test_labels"]
-    picks = shown(labels, arrays.get("test_codes"))
+    codes = arrays.get("test_codes")
+    picks = shown(labels, codes)
+    sample = np.arange(len(x))[sampled(len(x), protocol.map_sample, protocol.split_seed)]
+    points, share = plane(x, sample)
     return {
         "embeddings_correlation": correlation_picture(x),
         "embeddings_similarity": similarity_picture(x, picks),
         "similarity_labels": labels[picks],
-    }
+        "map_points": points,
+        "map_share": share,
+        "map_labels": labels[sample],
+    } | ({} if codes is None else {"map_codes": codes[sample]})

@@ -1,9 +1,9 @@
-"""H^T H and H H^T as small pictures: numpy only. What the figures draw is what is stored."""
+"""H^T H, H H^T and a map as small pictures: numpy only. What the figures draw is what is stored."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from peregrine.diagnostics.collapse import finite_matrix, label_vector, unit_rows
+from peregrine.diagnostics.collapse import centred, finite_matrix, label_vector, unit_rows
 from peregrine.diagnostics.geometry import correlations
 
 COORDINATES = 48
@@ -40,6 +40,26 @@ def similarity_picture(x: ArrayLike, picks: NDArray[np.int64]) -> NDArray[np.flo
     """Cosines [m, m] of the rows `picks` [m] of `x` [n, d], to three decimals."""
     rows = unit_rows(finite_matrix(x, "x")[picks])
     return _short(rows @ rows.T)
+
+
+def plane(
+    x: ArrayLike, picks: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """First two principal coordinates [m, 2] of the unit rows `picks` [m] of `x` [n, d], and the
+    share [2] of their variance along each; three decimals.
+
+    In units of the rows' length, which is 1, and centred. The largest coordinate of each axis is
+    positive, because a principal axis has no sign of its own; where nothing varies, all are 0.
+    """
+    rows = centred(unit_rows(finite_matrix(x, "x")[picks]))
+    left, singular, _ = np.linalg.svd(rows, full_matrices=False)
+    points = np.zeros((len(rows), 2))
+    kept = min(2, len(singular))
+    points[:, :kept] = left[:, :kept] * singular[:kept]
+    points *= np.where(points.max(axis=0) < -points.min(axis=0), -1.0, 1.0)
+    share = np.zeros(2)
+    share[:kept] = singular[:kept] ** 2 / max((singular**2).sum(), np.finfo(float).tiny)
+    return _short(points), _short(share)
 
 
 def _short(values: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -148,7 +148,10 @@ def _declared(
     shown_figures: Sequence[Figure],
 ) -> dict[str, Any]:
     """What was fixed before results: tables, tests, the values of options that trends follow."""
-    options = {test.option for claim in study.claims for test in claim.tests if test.option}
+    options: dict[str, dict[str, float]] = {}
+    for test in (test for claim in study.claims for test in claim.tests if test.option):
+        followed = {row: cells[row].option(test.option) for row in test.rows if row in cells}
+        options.setdefault(test.option, {}).update(followed)
     tables = []
     for table in study.tables:
         known = [
@@ -163,10 +166,7 @@ def _declared(
     return {
         "labels": labels,
         "rows": list(cells),
-        "options": {
-            option: {row: cell.option(option) for row, cell in cells.items()}
-            for option in sorted(options)
-        },
+        "options": options,
         "tables": tables,
         "claims": [claim.model_dump(mode="json") for claim in study.claims],
         "figures": [

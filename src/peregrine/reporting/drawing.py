@@ -18,6 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from peregrine.config.study import Figure, Panel
 from peregrine.reporting.canvas import DOT, MEAN, STYLE, WIDTH, draw_lines, legend, new_canvas
 from peregrine.reporting.drawing_diagnostics import draw_matrices, draw_mixture
+from peregrine.reporting.map import draw_map
 from peregrine.reporting.styles import GREY, Styles
 
 
@@ -218,4 +219,5 @@ DRAW = {
     "spectrum": _spectrum,
     "mixture": draw_mixture,
     "matrices": draw_matrices,
+    "map": draw_map,
 }

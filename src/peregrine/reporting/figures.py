@@ -16,7 +16,8 @@ from peregrine import files
 from peregrine.config.load import Cell, Project
 from peregrine.config.study import Figure, Panel, Study
 from peregrine.reporting.drawing import render
-from peregrine.reporting.marks import Mark, Pixel, Source
+from peregrine.reporting.map import map_pixels
+from peregrine.reporting.marks import PIXELS, Mark, Pixel, Source
 from peregrine.reporting.records import from_csv
 from peregrine.reporting.statistics import estimate, paired
 from peregrine.reporting.styles import styles
@@ -61,7 +62,7 @@ def draw_figures(project: Project, study: str, results: Path) -> list[Path]:
             path.unlink()
     for figure in plan.figures:
         marks = [_rounded(mark) for mark in MARKS[figure.kind](figure, source)]
-        fields = Pixel._fields if figure.kind == "matrices" else Mark._fields
+        fields = Pixel._fields if figure.kind in PIXELS else Mark._fields
         frame = pd.DataFrame(marks, columns=fields)
         files.write_csv(folder / "figures" / "data" / f"{figure.id}.csv", fields, marks)
         notes = _notes(figure, plan, source, frame)
@@ -227,6 +228,7 @@ MARKS: dict[str, Callable[[Figure, Source], Iterator[Mark]]] = {
     "spectrum": _spectrum,
     "mixture": _mixture,
     "matrices": _matrices,
+    "map": lambda figure, source: map_pixels(_present(figure, source), source),
 }
 
 
@@ -245,7 +247,7 @@ def _notes(figure: Figure, study: Study, source: Source, frame: pd.DataFrame) ->
             mine = frame[(frame["label"] == label) & (frame["kind"] == "seed")]
             shown = {int(seed) for seed in mine["seed"]}
         lost = [seed for seed in source.seeds if seed not in shown]
-        if figure.kind == "matrices" and shown:  # of one seed
+        if figure.kind in PIXELS and shown:  # of one seed
             lost = []
         if lost:
             why = ", ".join(f"seed {seed}: {status.get((row, seed), 'missing')}" for seed in lost)

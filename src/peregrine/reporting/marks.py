@@ -36,15 +36,19 @@ class Mark(NamedTuple):
 
 
 class Pixel(NamedTuple):
-    """An element of a matrix, or the class of a row of it."""
+    """An element of a matrix or the class of a row of it; a point of a map or its axes' share."""
 
     panel: str
     label: str
-    kind: str  # seed, class
+    kind: str  # seed, class, share
     seed: int
-    x: int
-    y: int | str
+    x: float | str
+    y: float | str
     value: float
+
+
+PIXELS = ("matrices", "map")
+"""Kinds of figures that are made of pixels, all of one seed."""
 
 
 @dataclass(frozen=True)

@@ -86,9 +86,9 @@ FACTS: dict[str, Callable[[Run], str]] = {
         "predictor_hidden", lambda options: options["placement"] not in ("none", "basic")
     ),
     "queue of neighbours": _method(
-        "queue", lambda options: options["operator"] in ("nn", "interpolate")
+        "queue", lambda options: options.get("operator") in ("nn", "interpolate")
     ),
-    "EMA at the start": _method("ema_start", lambda options: options["target"] == "ema"),
+    "EMA at the start": _method("ema_start", lambda options: options.get("target") == "ema"),
     "batch size": lambda run: str(run.batch_size),
     "epochs": lambda run: str(run.epochs),
     "optimiser": lambda run: run.optimizer.name,

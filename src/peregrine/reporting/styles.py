@@ -55,8 +55,9 @@ def styles(study: Study, cells: Mapping[str, Cell]) -> Styles:
         for name, rows in figure.groups.items() if len(figure.groups) > 1 else ():
             families.setdefault(name, {}).update(dict.fromkeys(rows))
     lines = [figure for figure in study.figures if figure.kind in LINES]
-    named = {row for figure in lines for rows in figure.groups.values() for row in rows}
-    left = [row for row in study.rows if row in named and row in cells]
+    # In the order of the figures, so that the rows of one figure are neighbours in every cycle.
+    named = dict.fromkeys(row for each in lines for rows in each.groups.values() for row in rows)
+    left = [row for row in named if row in cells]
     untrained = [row for row in left if not cells[row].run.epochs]
 
     looks = dict(zip(untrained, zip(cycle([GREY]), _dashes(1)), strict=False))
@@ -70,10 +71,12 @@ def styles(study: Study, cells: Mapping[str, Cell]) -> Styles:
     palette = [to_hex(colour) for colour in sns.color_palette("colorblind")[:7]]
     free = [colour for colour in palette if colour not in taken]
     alone = [row for row in left if row not in looks]
-    looks |= dict(zip(alone, zip(cycle(free), _dashes()), strict=False))
+    for place, row in enumerate(alone):  # every pair of a colour and a dash before one comes again
+        turn, colour = divmod(place, len(free))
+        looks[row] = free[colour], DASHES[(turn + colour) % len(DASHES)]
     return Styles(
         {name: middle for name, (_, middle, _) in hues.items()},
-        {study.rows[row].label: looks[row] for row in left},
+        {study.rows[row].label: looks[row] for row in study.rows if row in looks},
     )
 
 

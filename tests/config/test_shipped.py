@@ -1,0 +1,126 @@
+"""Everything that config/ ships, at every scale: it resolves, and its names exist."""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from peregrine.config.load import Project, load
+from peregrine.data.sources import SOURCES
+from peregrine.reporting.published import read_published
+from peregrine.reporting.stands_in import stands_in
+from peregrine.reporting.tables import check_table
+
+CONFIG = Path(__file__).parents[2] / "config"
+SCALES = sorted(path.stem for path in (CONFIG / "scales").glob("*.yaml"))
+EVERY = {"studies": sorted(path.stem for path in (CONFIG / "studies").glob("*.yaml"))}
+
+
+@pytest.fixture(scope="module", params=SCALES)
+def project(request):
+    """Loading checks every preset, option, row, metric and reading."""
+    return load(CONFIG, scale=request.param, **EVERY)
+
+
+def test_every_row_resolves_on_data_that_is_registered(project):
+    assert {cell.study for cell in project.cells} == set(EVERY["studies"])
+    assert {cell.run.dataset.name for cell in project.cells} <= set(SOURCES)
+
+
+def test_trends_follow_numbers_and_figures_have_their_option(project):
+    for name, study in project.studies.items():
+        cells = project.of(name)
+        places = [(t.option, t.rows) for claim in study.claims for t in claim.tests if t.option]
+        places += [(f.option, row) for f in study.figures if f.option for row in f.groups.values()]
+        for option, rows in places:
+            values = [cells[row].option(option) for row in rows if row in cells]
+            assert len(set(values)) == len(values), (name, option, rows)
+
+
+def test_published_cells_exist_and_differences_to_the_study_can_be_said(project):
+    for name, study in project.studies.items():
+        published = read_published(CONFIG / "published" / f"{name}.csv")
+        for table in study.tables:
+            check_table(study, table, published)
+        assert stands_in(project, study, CONFIG)
+
+
+@cache
+def paper() -> Project:
+    return load(CONFIG, scale="paper", **EVERY)
+
+
+def test_paper_scale_runs_every_row_of_every_study():
+    for name, study in paper().studies.items():
+        assert list(paper().of(name)) == list(study.rows)
+
+
+def settings(row: str) -> dict:
+    return paper().of("falcon")[row].run.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "batch", "lr", "wd"),
+    [
+        ("barlow-twins", "lars", 256, 0.3, 1e-4),
+        ("swav", "lars", 256, 0.6, 1e-6),
+        ("dino", "lars", 256, 0.3, 1e-6),
+        ("gedi", "lars", 256, 0.3, 1e-4),
+        ("falcon-released-c16384", "adam", 64, 2.5e-4, 1e-4),
+    ],
+)
+@pytest.mark.parametrize("on", ["-resnet18", "-resnet18-cifar100"])
+def test_resnet18_is_trained_as_in_the_released_code(row, name, batch, lr, wd, on):
+    """falcon.md, section 3; rates are effective ones."""
+    run = settings(row + on)
+    assert run["dataset"]["name"] == ("cifar100" if "100" in on else "cifar10")
+    assert (run["backbone"]["name"], run["backbone"]["stem_padding"]) == ("resnet18", 2)
+    assert (run["epochs"], run["batch_size"], run["optimizer"]["name"]) == (1000, batch, name)
+    assert run["optimizer"]["lr"] * batch / 256 == pytest.approx(lr)
+    assert run["optimizer"]["weight_decay"] == wd
+    if name == "adam":
+        method = run["method"]
+        assert (method["norm"], method["prior"], method["symmetric"]) == ("tanh", "reverse", True)
+        assert (method["embedding"], method["codes"], method["beta"]) == (2048, 16384, 1.0)
+
+
+@pytest.mark.parametrize("row", ["falcon-c16384", "swav", "barlow-twins-adam", "untrained"])
+def test_table_1_has_its_widths_and_no_flips_of_house_numbers(row):
+    """falcon.md, sections 2 and 3: f = 128, 128, 256; SVHN without flips."""
+    here, svhn, c100 = (settings(row + data) for data in ("", "-svhn", "-cifar100"))
+    assert [r["backbone"]["width"] for r in (here, svhn, c100)] == [128, 128, 256]
+    assert [r["dataset"]["name"] for r in (here, svhn, c100)] == ["cifar10", "svhn", "cifar100"]
+    assert {view["flip"] for view in here["views"]} == {0.5}
+    assert {view["flip"] for view in svhn["views"]} == {0.0}
+    assert c100["views"] == here["views"]
+    unflipped = [{**view, "flip": 0.0} for view in here["views"]]
+    assert list(svhn["views"]) == unflipped
+    if "falcon" in row:
+        assert [r["method"]["embedding"] for r in (here, svhn, c100)] == [128, 128, 256]
+    else:
+        assert svhn["method"] == here["method"]
+
+
+def test_the_eight_forms_differ_in_three_switches_and_are_paired_by_one():
+    cells, study = paper().of("falcon"), paper().study("falcon")
+    switches = ("norm", "prior", "symmetric")
+    form = {row: tuple(cell.run.method.get(s) for s in switches) for row, cell in cells.items()}
+    [table] = [table for table in study.tables if table.id == "forms"]
+    assert len({form[row] for row in table.rows}) == len(table.rows) == 8
+    runs = {canonical_but(cells[row].run, switches) for row in table.rows}
+    assert len(runs) == 1
+    [claim] = [claim for claim in study.claims if claim.id == "A7"]
+    for label, place in (("tanh", 0), ("reverse", 1), ("symmetric", 2)):
+        tests = [test for test in claim.tests if test.label.startswith(label)]
+        assert len(tests) == 3
+        for test in tests:
+            assert len({form[row] for row in test.rows}) == 4
+            for a, b in zip(test.rows, test.against, strict=True):
+                differ = [k for k in range(3) if form[a][k] != form[b][k]]
+                assert differ == [place]
+                assert form[a][place] in ("tanh", "reverse", True)
+
+
+def canonical_but(run, options) -> str:
+    method = {key: value for key, value in run.method.items() if key not in options}
+    return str(run.model_copy(update={"method": method}))
