@@ -56,6 +56,9 @@ def prepare(
     check: Annotated[
         bool, typer.Option("--check", help="Say what is there; write and fetch nothing.")
     ] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="That decode image folders; all cores by default.")
+    ] = None,
 ) -> None:
     """Bring a data set into one verified uint8 file.
 
@@ -78,7 +81,7 @@ def prepare(
         for line in look(dataset, origin, spec, store, results / "data"):
             print(line)
     else:
-        print(step(dataset, results / "data", spec, store))
+        print(step(dataset, results / "data", spec, store, threads))
 
 
 @app.command(rich_help_panel=STEPS)
