@@ -143,7 +143,8 @@ def extract(
     part = project.run(run).dataset
     data = load_data(Path(project.config.results) / "data" / f"{part.name}.safetensors", part)
     for folder in folders:
-        sizes = project.protocol.embedding_sample, project.protocol.view_sample
+        fixed = project.protocol
+        sizes = fixed.embedding_sample, fixed.view_sample, fixed.centre_share
         step(folder, data, pick_device(device), *sizes)
     for folder in folders:
         forget_checkpoint(folder)

@@ -150,7 +150,8 @@ def test_a_record_of_other_data_is_seen(copy):
         ("digts", "did you mean 'digits'"),
         ("cifar-10", "did you mean 'cifar10'"),
         ("fashion", "did you mean 'fashion_mnist'"),
-        ("imagenet", "there are: cifar10, cifar100, digits, fashion_mnist, svhn"),
+        ("imagenet", "did you mean 'imagenette'"),
+        ("webvision", "there are: cifar10, cifar100, digits, fashion_mnist, imagenet1"),
     ],
 )
 def test_an_unknown_data_set_has_a_hint(tmp_path, name, hint):
