@@ -168,7 +168,7 @@ def test_cmyk_and_grey_files_become_rgb(tmp_path):
     for mode in ("CMYK", "L", "P"):
         path = tmp_path / f"{mode}.{'png' if mode == 'P' else 'jpg'}"
         Image.new("RGB", (30, 20), (10, 200, 90)).convert(mode).save(path)
-        image, counts = folders.decode(path, 10)
+        image, counts = folders.Folders({}, 10).decode(path)
         assert image.shape == (10, 3, 15) and counts.sum(axis=1).tolist() == [150] * 3
 
 

@@ -6,7 +6,7 @@ images there are, and that each of them decodes.
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +45,32 @@ class Folders:
         short_side: px to which larger images are reduced; smaller ones are kept as they are.
     """
 
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int]
     short_side: int = SHORT_SIDE
+
+    def decode(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
+        """(uint8 [h, 3, w], how often each of the 256 values occurs in each channel [3, 256]).
+
+        RGB by Pillow, without the turn that EXIF may ask for, as torchvision's ImageFolder. A short
+        side above `short_side` px is reduced to it (bicubic, antialiased), the long one with it.
+
+        Raises:
+            UserError: no image that Pillow decodes whole.
+        """
+        from PIL import Image
+
+        try:
+            with Image.open(path, formats=("JPEG", "PNG")) as opened:
+                image = opened.convert("RGB")
+        except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
+            raise UserError(f"{path} is no whole image ({error}); replace it") from None
+        w, h = image.size
+        if min(w, h) > self.short_side:
+            long_side = int(self.short_side * max(w, h) / min(w, h))
+            size = (self.short_side, long_side) if w < h else (long_side, self.short_side)
+            image = image.resize(size, Image.Resampling.BICUBIC)
+        counts = np.array(image.histogram(), np.int64).reshape(3, 256)
+        return np.ascontiguousarray(np.asarray(image).transpose(0, 2, 1)), counts
 
 
 def listed(name: str, classes: Sequence[str], place: Path) -> dict[str, list[tuple[Path, int]]]:
@@ -93,28 +117,3 @@ def _of_split(name: str, classes: Sequence[str], folder: Path) -> list[tuple[Pat
 
 def _is_image(name: str) -> bool:
     return name.lower().endswith(KINDS) and not name.startswith(".")
-
-
-def decode(path: Path, short_side: int) -> tuple[np.ndarray, np.ndarray]:
-    """(uint8 [h, 3, w], how often each of the 256 values occurs in each channel [3, 256]).
-
-    RGB by Pillow, without the turn that EXIF may ask for, as torchvision's ImageFolder. A short
-    side above `short_side` px is reduced to it (bicubic, antialiased), the long one in proportion.
-
-    Raises:
-        UserError: no image that Pillow decodes whole.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path, formats=("JPEG", "PNG")) as opened:
-            image = opened.convert("RGB")
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
-        raise UserError(f"{path} is no whole image ({error}); replace it") from None
-    w, h = image.size
-    if min(w, h) > short_side:
-        long_side = int(short_side * max(w, h) / min(w, h))
-        size = (short_side, long_side) if w < h else (long_side, short_side)
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    counts = np.array(image.histogram(), np.int64).reshape(3, 256)
-    return np.ascontiguousarray(np.asarray(image).transpose(0, 2, 1)), counts

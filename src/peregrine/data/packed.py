@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from peregrine.data.ahead import ahead
-from peregrine.data.raw import Split
+from peregrine.data.sources import Split
 from peregrine.errors import UserError
 from peregrine.files import map_tensors, streamed_tensors
 

@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 
 from peregrine.config.models import DatasetSpec, SourceSpec
 from peregrine.data.acquire import acquire, images_of
-from peregrine.data.folders import decode
 from peregrine.data.packed import Packed, packed_sum, read_packed, write_packed
 from peregrine.data.sources import Split, source
 from peregrine.errors import UserError
@@ -73,12 +71,11 @@ def prepare(
     path = folder / f"{name}.safetensors"
     if origin.folders:
         files, unverified = images_of(name, origin, spec, store)
-        side = origin.folders.short_side
-        threads = threads or os.cpu_count() or 1
-        counts = write_packed(path, files, partial(decode, short_side=side), threads, name)
+        decode, threads = origin.folders.decode, threads or os.cpu_count() or 1
+        counts = write_packed(path, files, decode, threads, name)
         splits = read_packed(path, SPLITS)
         digests, shape = {}, [len(counts["train"]), "h", "w"]
-        more: dict[str, Any] = {"packed": True, "short_side": side}
+        more: dict[str, Any] = {"packed": True, "short_side": origin.folders.short_side}
         seen = counts["train"]
     else:
         acquired = acquire(name, origin, spec, store)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from peregrine.data import cifar, folders, idx, svhn
-from peregrine.data.folders import Folders
+from peregrine.data import cifar, idx, svhn
+from peregrine.data.folders import IMAGENET, IMAGENET100, IMAGENETTE, Folders
 from peregrine.data.raw import Raw, Split
 from peregrine.errors import UserError
 
@@ -117,7 +117,7 @@ SOURCES: dict[str, Source] = {
     "imagenet1k": Source(
         title="ImageNet, ILSVRC-2012 (Russakovsky and others, 2015), short side 256 px",
         licence=IMAGENET_LICENCE,
-        classes=folders.IMAGENET,
+        classes=IMAGENET,
         load=None,
         verified=FOLDERS,
         # As the challenge's page and paper (arXiv 1409.0575, table 2) count them.
@@ -126,7 +126,7 @@ SOURCES: dict[str, Source] = {
     "imagenet100": Source(
         title="ImageNet-100 (classes of arXiv 1906.05849), short side 256 px",
         licence=IMAGENET_LICENCE,
-        classes=folders.IMAGENET100,
+        classes=IMAGENET100,
         load=None,
         verified=FOLDERS,
         # As users of this list count them: 50 a class in val, and all of train.
@@ -135,7 +135,7 @@ SOURCES: dict[str, Source] = {
     "imagenette": Source(
         title="Imagenette 2 (fast.ai), short side 256 px",
         licence="Apache 2.0 for the selection; the images as ImageNet's",
-        classes=folders.IMAGENETTE,
+        classes=IMAGENETTE,
         load=None,
         verified=FOLDERS,
         folders=Folders({"train": 9_469, "test": 3_925}),  # as fast.ai's second version has them
