@@ -7,9 +7,11 @@ import os
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from peregrine import files
 from peregrine.errors import UserError
+from peregrine.files import map_tensors, read_tensors, streamed_tensors, write_tensors
 
 ARRAYS = {
     "scalar": np.array(3, np.int64),
@@ -194,3 +196,58 @@ def test_a_path_that_cannot_be_is_one_line(tmp_path):
     (tmp_path / "folder").mkdir()
     refused(lambda path: files.write_text(path, "x"), tmp_path / "folder")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
+# Streamed and mapped
+
+
+def streamed(path, pieces, numbers):
+    with streamed_tensors(path, kind="test") as tensors:
+        tensors.flat("bytes", iter(pieces))
+        tensors.numbers("numbers", numbers)
+
+
+def test_a_streamed_file_is_what_the_library_reads(tmp_path):
+    pieces = [np.arange(5, dtype=np.uint8).reshape(5, 1), np.array([7, 8], np.uint8)]
+    numbers = np.arange(6).reshape(2, 3) - 2**40
+    streamed(tmp_path / "a", pieces, numbers)
+    with safe_open(tmp_path / "a", framework="np") as stream:
+        assert set(stream.keys()) == {"bytes", "numbers"} and stream.metadata()["kind"] == "test"
+        assert stream.get_tensor("bytes").tolist() == [0, 1, 2, 3, 4, 7, 8, 0]  # to 8 bytes
+        assert stream.get_tensor("numbers").tolist() == numbers.tolist()
+    arrays, metadata = read_tensors(tmp_path / "a")  # its digest fits
+    assert metadata == {"kind": "test"}
+    mapped = map_tensors(tmp_path / "a", ["numbers", "bytes"])
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(mapped[name], array)
+        assert isinstance(mapped[name], np.memmap) and not mapped[name].flags.writeable
+        assert mapped[name].flags.aligned
+
+
+def test_a_stream_that_breaks_off_leaves_the_old_file(tmp_path):
+    (tmp_path / "a").write_text("old")
+
+    def pieces():
+        yield np.zeros(9, np.uint8)
+        raise UserError("no image")
+
+    with pytest.raises(UserError, match="no image"):
+        streamed(tmp_path / "a", pieces(), np.zeros(1))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_a_mapped_file_that_is_cut_or_other_is_refused(tmp_path):
+    streamed(tmp_path / "a", [np.zeros(9, np.uint8)], np.zeros(4))
+    data = (tmp_path / "a").read_bytes()
+    for content in (data[:-1], data[:100], b"", data + b"0", b"\xff" * 50):
+        (tmp_path / "b").write_bytes(content)
+        with pytest.raises(UserError, match="b is damaged"):
+            map_tensors(tmp_path / "b", ["bytes"])
+    with pytest.raises(UserError, match="a is damaged .*other"):
+        map_tensors(tmp_path / "a", ["other"])
+    with pytest.raises(UserError, match="c does not exist"):
+        map_tensors(tmp_path / "c", ["bytes"])
+    write_tensors(tmp_path / "d", {"x": np.zeros(3, np.float32)})
+    with pytest.raises(UserError, match="d is damaged"):
+        map_tensors(tmp_path / "d", ["x"])

@@ -56,6 +56,9 @@ def prepare(
     check: Annotated[
         bool, typer.Option("--check", help="Say what is there; write and fetch nothing.")
     ] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="That decode image folders; all cores by default.")
+    ] = None,
 ) -> None:
     """Bring a data set into one verified uint8 file.
 
@@ -78,7 +81,7 @@ def prepare(
         for line in look(dataset, origin, spec, store, results / "data"):
             print(line)
     else:
-        print(step(dataset, results / "data", spec, store))
+        print(step(dataset, results / "data", spec, store, threads))
 
 
 @app.command(rich_help_panel=STEPS)
@@ -140,7 +143,8 @@ def extract(
     part = project.run(run).dataset
     data = load_data(Path(project.config.results) / "data" / f"{part.name}.safetensors", part)
     for folder in folders:
-        sizes = project.protocol.embedding_sample, project.protocol.view_sample
+        fixed = project.protocol
+        sizes = fixed.embedding_sample, fixed.view_sample, fixed.centre_share
         step(folder, data, pick_device(device), *sizes)
     for folder in folders:
         forget_checkpoint(folder)

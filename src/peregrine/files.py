@@ -15,10 +15,10 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -27,22 +27,35 @@ from safetensors.numpy import save as save_safetensors
 from peregrine.errors import UserError, refusal
 
 CHECKSUM = "checksum"
+HEADER = 4096
+"""Bytes in front of tensors that are written before their sizes are known."""
+MAPPED = {"U8": "|u1", "I64": "<i8"}
+"""Types of the tensors that are streamed and mapped, as safetensors and numpy call them."""
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data` at once; the folder is made where it is missing."""
+    with _replaced(path) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[BinaryIO]:
+    """A new file, to read and write, that takes the place of `path` at the end and only then."""
     temporary = path.parent / f".tmp-{os.getpid()}-{path.name}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
-            stream.write(data)
+        with temporary.open("w+b") as stream:
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        raise UserError(f"{path} cannot be written: {refusal(error)}") from None
+        if isinstance(error, OSError):
+            raise UserError(f"{path} cannot be written: {refusal(error)}") from None
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -146,6 +159,88 @@ def read_tensors(
             raise UserError(f"{path} has no '{missing[0]}'; delete it and rerun its step")
         arrays = {name: arrays[name] for name in names}
     return arrays, metadata
+
+
+class TensorStream:
+    """A safetensors file that is written tensor by tensor; nothing of it has to be in memory."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._places: dict[str, tuple[np.dtype, tuple[int, ...], int]] = {}
+        stream.write(b"\0" * HEADER)
+
+    def flat(self, name: str, pieces: Iterable[np.ndarray]) -> None:
+        """uint8 pieces behind one another, and zeros up to a multiple of 8: one flat tensor."""
+        start = self._stream.tell()
+        for piece in pieces:
+            self._stream.write(np.ascontiguousarray(piece, np.uint8).data)
+        self._stream.write(b"\0" * (-self._stream.tell() % 8))
+        self._places[name] = np.dtype(np.uint8), (self._stream.tell() - start,), start
+
+    def numbers(self, name: str, numbers: np.ndarray) -> None:
+        """A tensor of int64, so that the next one begins at a multiple of 8 bytes, as all do."""
+        self._places[name] = np.dtype("<i8"), numbers.shape, self._stream.tell()
+        self._stream.write(np.ascontiguousarray(numbers, "<i8").data)
+
+    def close(self, metadata: Mapping[str, str]) -> None:
+        """Write the header, with the digest that `write_tensors` writes, into the room for it."""
+        self._stream.flush()
+        arrays = {name: _mapped(self._stream, *place) for name, place in self._places.items()}
+        digest = tensor_digest(arrays, metadata)
+        header: dict[str, Any] = {
+            "__metadata__": dict(sorted({**metadata, CHECKSUM: digest}.items()))
+        }
+        names = {dtype: name for name, dtype in MAPPED.items()}
+        for name, (kind, shape, start) in self._places.items():
+            begin = start - HEADER
+            end = begin + arrays[name].nbytes
+            header[name] = {"dtype": names[kind.str], "shape": shape, "data_offsets": [begin, end]}
+        text = json.dumps(header, separators=(",", ":")).encode().ljust(HEADER - 8)
+        if len(text) != HEADER - 8:
+            raise ValueError(f"names and metadata take more than {HEADER - 8} bytes")
+        self._stream.seek(0)
+        self._stream.write(len(text).to_bytes(8, "little") + text)
+
+
+@contextmanager
+def streamed_tensors(path: Path, **metadata: str) -> Iterator[TensorStream]:
+    """What `write_tensors` does, for arrays that do not fit into memory."""
+    with _replaced(path) as stream:
+        tensors = TensorStream(stream)
+        yield tensors
+        tensors.close(metadata)
+
+
+def map_tensors(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Read-only arrays of uint8 and int64 that stay in the file; not verified.
+
+    Raises:
+        UserError: missing, unreadable, truncated, or without one of them.
+    """
+    try:
+        with path.open("rb") as stream:
+            with safe_open(path, framework="np"):  # refuses a header that does not fit the file
+                length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+            return {
+                name: _mapped(
+                    stream,
+                    np.dtype(MAPPED[header[name]["dtype"]]),
+                    tuple(header[name]["shape"]),
+                    8 + length + header[name]["data_offsets"][0],
+                )
+                for name in names
+            }
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run the step that writes it") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {refusal(error)}") from None
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and rerun its step") from None
+
+
+def _mapped(stream: BinaryIO, kind: np.dtype, shape: tuple[int, ...], start: int) -> np.ndarray:
+    return np.memmap(stream, kind, "r", start, shape)
 
 
 def tensor_digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:

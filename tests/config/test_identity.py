@@ -101,7 +101,8 @@ def with_value(data, path, value):
 def test_every_field_is_part_of_the_id(method):
     fields, reached = set(), set()
     starts = [(start, {}) for start in STARTS.get(method, [{}])]
-    for start, backbone in [*starts, (starts[0][0], {"name": "resnet18"})]:
+    nets = [(starts[0][0], {"name": name}) for name in ("resnet18", "vit_small")]
+    for start, backbone in [*starts, *nets]:
         run = build_run([plain(method, **start), {"backbone": backbone}], "x")
         ids = [run_id(run)]
         options = method_options(method)(**{k: v for k, v in run.method.items() if k != "name"})

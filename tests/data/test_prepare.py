@@ -82,7 +82,7 @@ def test_mean_and_sd_of_many_images_are_those_of_all_pixels(monkeypatch):
     monkeypatch.setattr(prepare, "CHUNK", 7)
     random = np.random.default_rng(0)
     images = random.integers(0, [[[[256]], [[20]], [[3]]]], (40, 3, 5, 4)).astype(np.uint8)
-    mean, sd = prepare._mean_and_sd(images)
+    mean, sd = prepare._mean_and_sd(prepare._counts(images))
     shares = images.astype(np.float64) / 255
     assert mean == pytest.approx(shares.mean(axis=(0, 2, 3)).tolist(), rel=1e-12)
     assert sd == pytest.approx(shares.std(axis=(0, 2, 3)).tolist(), rel=1e-12)
@@ -150,7 +150,8 @@ def test_a_record_of_other_data_is_seen(copy):
         ("digts", "did you mean 'digits'"),
         ("cifar-10", "did you mean 'cifar10'"),
         ("fashion", "did you mean 'fashion_mnist'"),
-        ("imagenet", "there are: cifar10, cifar100, digits, fashion_mnist, svhn"),
+        ("imagenet", "did you mean 'imagenette'"),
+        ("webvision", "there are: cifar10, cifar100, digits, fashion_mnist, imagenet1"),
     ],
 )
 def test_an_unknown_data_set_has_a_hint(tmp_path, name, hint):

@@ -207,6 +207,6 @@ def test_one_optimiser_step_for_all_micro_batches(tiny_run, tiny_data, monkeypat
     monkeypatch.setattr(trainer.optimizer, "step", lambda: (calls.append("step"), real()))
     monkeypatch.setattr(trainer.method, "after_step", lambda now: calls.append(now.micro))
     trainer.method.train()
-    out = trainer.step(torch.arange(24), NOW, 0)
+    out = trainer.step(torch.arange(24), trainer.images.take(torch.arange(24)), NOW, 0)
     assert calls == ["step", 0]
     assert out["loss"] == pytest.approx(float(out["invariance"] + out["prior"]), rel=1e-6)

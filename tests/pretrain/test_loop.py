@@ -37,8 +37,8 @@ def steps(monkeypatch):
     """What every optimiser step saw and gave: (rows, progress, learning rates, terms)."""
     seen, real = [], Trainer.step
 
-    def step(self, rows, now, index):
-        out = real(self, rows, now, index)
+    def step(self, rows, images, now, index):
+        out = real(self, rows, images, now, index)
         rates = [group["lr"] for o in self.optimizers().values() for group in o.param_groups]
         seen.append((rows.tolist(), now, rates, {k: float(v) for k, v in out.items()}))
         return out

@@ -91,6 +91,11 @@ def source_of(wildcards):
     return spec.model_dump_json(include={"folder", "accept_unverified"})
 
 
+def is_folders(wildcards):
+    """Whether images lie one by one in folders: to decode them takes cores and hours."""
+    return wildcards.dataset.startswith("imagenet")
+
+
 def code_of(step):
     """Fingerprint of a step's code for the run of the wildcards: a change makes results stale."""
 

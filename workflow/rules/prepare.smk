@@ -8,14 +8,15 @@ rule prepare:
         f"{BENCHMARKS}/prepare/{{dataset}}.tsv"
     conda:
         "../envs/peregrine.yaml"
-    threads: 1
+    threads: lambda wildcards: 8 if is_folders(wildcards) else 1
     resources:
-        mem_mb=2000,
-        runtime="1h",
+        mem_mb=lambda wildcards: 8000 if is_folders(wildcards) else 2000,
+        runtime=lambda wildcards: "12h" if is_folders(wildcards) else "1h",
     params:
         code=code_of_data,
         source=source_of,
     message:
         "Preparing data set {wildcards.dataset}"
     shell:
-        "PYTHONPATH=src python -m peregrine prepare {wildcards.dataset} > {log:q} 2>&1"
+        "PYTHONPATH=src python -m peregrine prepare {wildcards.dataset}"
+        " --threads {threads} > {log:q} 2>&1"

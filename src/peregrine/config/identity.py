@@ -31,7 +31,7 @@ def canonical(run: Run) -> str:
 def run_id(run: Run) -> str:
     """`{dataset}-{net}-{method}-{hash}`, the run's folder under results/runs."""
     digest = hashlib.sha256(canonical(run).encode()).hexdigest()[:10]
-    net = run.backbone.name
+    net = run.backbone.name.replace("_", "-")
     if net == "resnet8":  # the only one that comes in widths
         net += f"x{run.backbone.width}"
     return f"{run.dataset.name}-{net}-{run.method['name'].replace('_', '-')}-{digest}"

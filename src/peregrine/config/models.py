@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 MIXTURES = (10, 20, 50, 100, 200)
 """Numbers of components in the released code's figure of mixture entropies."""
 
+PATCH = 16
+"""Side in px of a patch of vit_small."""
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
 Folder = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./-]*[A-Za-z0-9_.-]$", max_length=200)]
@@ -110,7 +113,7 @@ class ViewSpec(Model):
 
 
 class BackboneSpec(Model):
-    name: Literal["resnet8", "resnet18", "resnet50"] = "resnet8"
+    name: Literal["resnet8", "resnet18", "resnet50", "vit_small"] = "resnet8"
     width: int = Field(128, ge=1, description="Features F of the last layer; resnet8 only.")
     stem: Literal["cifar", "imagenet"] = Field(
         "cifar", description="3x3 stride 1 without pooling, or 7x7 stride 2 with; not resnet8."
@@ -118,11 +121,18 @@ class BackboneSpec(Model):
     stem_padding: Literal[1, 2] = Field(
         1, description="Of the CIFAR stem; 2 as in the released code: maps 34, 17, 9, 5 at 32 px."
     )
+    drop_path: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Chance that an image skips the last block, linear from 0; vit_small only.",
+    )
 
     @model_validator(mode="after")
     def _of_this_net(self) -> "BackboneSpec":
-        foreign = {"stem", "stem_padding"} if self.name == "resnet8" else {"width"}
-        for key in sorted(foreign):
+        own = {"resnet8": {"width"}, "vit_small": {"drop_path"}}
+        foreign = {"width", "stem", "stem_padding", "drop_path"}
+        for key in sorted(foreign - own.get(self.name, {"stem", "stem_padding"})):
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key} is no option of {self.name}; remove it")
         if self.stem == "imagenet" and self.stem_padding != 1:
@@ -184,6 +194,16 @@ class Run(Model):
     )
 
     @model_validator(mode="after")
+    def _whole_patches(self) -> "Run":
+        sizes = [view.size for view in self.views if view.size % PATCH]
+        if self.backbone.name == "vit_small" and sizes:
+            raise ValueError(
+                f"views of {sizes[0]} px are not cut into whole patches by vit_small; choose a"
+                f" multiple of {PATCH}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _divisible(self) -> "Run":
         steps = self.accumulate.steps
         if self.batch_size % steps or self.batch_size < 2 * steps:
@@ -192,6 +212,11 @@ class Run(Model):
                 " of at least 2 images"
             )
         return self
+
+    @property
+    def view_size(self) -> int:
+        """Side in px of the largest views; the evaluated part of images that differ in size."""
+        return max(view.size for view in self.views)
 
     @property
     def loss_batch(self) -> int:
@@ -242,6 +267,12 @@ class Protocol(Model):
     kmeans_restarts: int = Field(ge=1)
     chance_permutations: int = Field(ge=1)
     embedding_sample: int = Field(ge=2, description="Train embeddings kept for the diagnostics.")
+    centre_share: float = Field(
+        0.875,
+        gt=0,
+        le=1,
+        description="Of the short side that is evaluated, 224 of 256 px; where image sizes differ.",
+    )
     view_sample: int = Field(
         1000, ge=2, description="Test images whose views alignment and uniformity compare."
     )

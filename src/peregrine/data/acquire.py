@@ -9,6 +9,7 @@ from pathlib import Path
 
 from peregrine.config.models import SourceSpec
 from peregrine.data.download import download
+from peregrine.data.folders import listed
 from peregrine.data.raw import RawFile, Split, digest, locate, read
 from peregrine.data.sources import Source
 from peregrine.errors import UserError
@@ -62,6 +63,26 @@ def acquire(name: str, origin: Source, spec: SourceSpec, store: Path) -> Acquire
     return Acquired(origin.load(ordered), digests, tuple(unverified))
 
 
+def images_of(
+    name: str, origin: Source, spec: SourceSpec, store: Path
+) -> tuple[dict[str, list[tuple[Path, int]]], tuple[str, ...]]:
+    """((file, label) of all images by split, how splits differ from the official ones).
+
+    Raises:
+        UserError: folders are missing or wrong, or images without `accept_unverified`.
+    """
+    files = listed(name, origin.classes, _place(name, spec, store))
+    counts = {split: len(found) for split, found in files.items()}
+    unverified = tuple(
+        f"{count:,} {split} images instead of {origin.folders.counts[split]:,}"
+        for split, count in counts.items()
+        if count != origin.folders.counts[split]
+    )
+    if unverified and not spec.accept_unverified:
+        raise UserError(_incomplete(name, unverified))
+    return files, unverified
+
+
 def check(name: str, origin: Source, spec: SourceSpec, store: Path, data: Path) -> Iterator[str]:
     """What there is of a data set, line by line; nothing is written or fetched.
 
@@ -79,7 +100,16 @@ def check(name: str, origin: Source, spec: SourceSpec, store: Path, data: Path) 
         yield f"{path}: {counts} images of {shape}, {len(record['classes'])} classes; sums fit"
         yield f"raw files: {record['verified']}"
         if prepared.unverified and not spec.accept_unverified:
-            raise UserError(_not_official(name, prepared.unverified))
+            wrong = _incomplete if origin.folders else _not_official
+            raise UserError(wrong(name, prepared.unverified))
+        return
+    if origin.folders:
+        place = _place(name, spec, store)
+        yield f"{name} is not prepared; its image folders are looked for in {place}"
+        files = listed(name, origin.classes, place)
+        for split, found in files.items():
+            yield f"  {split}: {len(found):,} images of {len(origin.classes)} classes"
+        images_of(name, origin, spec, store)
         return
     if not origin.raw.files:
         yield f"{name} is not prepared; its images are {origin.verified}"
@@ -143,6 +173,13 @@ def _not_official(name: str, files: tuple[str, ...] | list[str]) -> str:
     return (
         f"data set {name}: {', '.join(files)} is not the official file (its digest differs);"
         f" replace it, or set {_key(name, 'accept_unverified')} to true, which reports will say"
+    )
+
+
+def _incomplete(name: str, unverified: tuple[str, ...]) -> str:
+    return (
+        f"data set {name} is not the official one: {', '.join(unverified)}; complete it, or set"
+        f" {_key(name, 'accept_unverified')} to true, which reports will say"
     )
 
 

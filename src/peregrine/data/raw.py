@@ -11,11 +11,14 @@ import tarfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from peregrine.errors import UserError
+
+if TYPE_CHECKING:
+    from peregrine.data.packed import Packed
 
 SLACK = 2**20
 """Bytes that an archive may hold besides the expected files: headers, padding, a read-me."""
@@ -23,9 +26,9 @@ SLACK = 2**20
 
 @dataclass(frozen=True)
 class Split:
-    """One split as it comes: images uint8 [n, c, h, w], labels int64 [n]."""
+    """One split as it comes: images uint8 [n, c, h, w], or packed, and labels int64 [n]."""
 
-    images: np.ndarray
+    images: "np.ndarray | Packed"
     labels: np.ndarray
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from peregrine.data import cifar, idx, svhn
+from peregrine.data.folders import IMAGENET, IMAGENET100, IMAGENETTE, Folders
 from peregrine.data.raw import Raw, Split
 from peregrine.errors import UserError
 
@@ -28,14 +29,16 @@ class Source:
         load: raw files by name -> splits by name (train, test).
         verified: in words, what the bytes are checked against and who says so.
         raw: the files that `load` gets.
+        folders: instead of both, image folders; such a data set is never fetched.
     """
 
     title: str
     licence: str
     classes: tuple[str, ...]
-    load: Callable[[Mapping[str, bytes]], dict[str, Split]]
+    load: Callable[[Mapping[str, bytes]], dict[str, Split]] | None
     verified: str
     raw: Raw = Raw((), ())
+    folders: Folders | None = None
 
 
 DIGITS_TRAIN = 1197
@@ -61,6 +64,11 @@ def load_digits(_: Mapping[str, bytes]) -> dict[str, Split]:
         "test": Split(images[cut:], labels[cut:]),
     }
 
+
+FOLDERS = (
+    "every class is there, as many images as the official set has, and each decodes; no digests"
+)
+IMAGENET_LICENCE = "non-commercial research and education only (image-net.org/download)"
 
 RED = "SHA-256 of every file and archive as the library red-datasets (Ruby) has them"
 
@@ -105,6 +113,32 @@ SOURCES: dict[str, Source] = {
         load=svhn.load_svhn,
         verified="MD5 of both files as the library torchvision has them",
         raw=svhn.RAW,
+    ),
+    "imagenet1k": Source(
+        title="ImageNet, ILSVRC-2012 (Russakovsky and others, 2015), short side 256 px",
+        licence=IMAGENET_LICENCE,
+        classes=IMAGENET,
+        load=None,
+        verified=FOLDERS,
+        # As the challenge's page and paper (arXiv 1409.0575, table 2) count them.
+        folders=Folders({"train": 1_281_167, "test": 50_000}),
+    ),
+    "imagenet100": Source(
+        title="ImageNet-100 (classes of arXiv 1906.05849), short side 256 px",
+        licence=IMAGENET_LICENCE,
+        classes=IMAGENET100,
+        load=None,
+        verified=FOLDERS,
+        # As users of this list count them: 50 a class in val, and all of train.
+        folders=Folders({"train": 126_689, "test": 5_000}),
+    ),
+    "imagenette": Source(
+        title="Imagenette 2 (fast.ai), short side 256 px",
+        licence="Apache 2.0 for the selection; the images as ImageNet's",
+        classes=IMAGENETTE,
+        load=None,
+        verified=FOLDERS,
+        folders=Folders({"train": 9_469, "test": 3_925}),  # as fast.ai's second version has them
     ),
 }
 

@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from peregrine.data.ragged import Ragged
+from peregrine.data.resample import blur_kernel_size, gaussian_blur, resized_crop, send
+
 if TYPE_CHECKING:
     from peregrine.config.models import ViewSpec
 
@@ -27,6 +30,7 @@ ORDERS = tuple(permutations(range(4)))  # of the colour operations, by the numbe
 ATTEMPTS = 10  # of RandomResizedCrop, before it falls back to a central crop
 DRAWS = 2 * ATTEMPTS + 13  # random numbers per view of an image, whatever its settings
 CPU_CHUNK = 2**18  # floats made at a time: 1 MB and its temporaries stay in a core's cache
+RAGGED_CHUNK = 2**27  # the same on a GPU, for images of many sizes: 512 MB, and less to be padded
 
 
 @dataclass
@@ -65,14 +69,14 @@ class Parameters:
     sigma: Tensor  # px
     solarise: Tensor
 
-    def flat(self, images: slice, views: Sequence[int]) -> "Parameters":
+    def flat(self, images: slice | Tensor, views: Sequence[int]) -> "Parameters":
         """Those of some images and views, image by image: [n, v] -> [m]."""
         pick = slice(None) if len(views) == self.box.shape[1] else views
-        return Parameters(**{k: v[images, pick].flatten(0, 1) for k, v in vars(self).items()})
+        return Parameters(**{k: v[images][:, pick].flatten(0, 1) for k, v in vars(self).items()})
 
 
 def make_views(
-    images_uint8: Tensor,
+    images_uint8: Tensor | Ragged,
     spec: "Sequence[ViewSpec]",
     generator: torch.Generator,
     *,
@@ -81,17 +85,26 @@ def make_views(
 ) -> Views:
     """Make all views of a batch.
 
-    images_uint8 is [n, c, h, w] with c 1 or 3; mean and std hold c values on the [0, 1] scale.
+    images_uint8 is [n, c, h, w] with c 1 or 3, or n images of different sizes; mean and std hold c
+    values on the [0, 1] scale.
     Returns a float32 group [count, n, c, size, size] per entry of spec, on the images' device. A
     CPU generator gives the same parameters on every device and spares a GPU the wait for them.
     Raises ValueError.
     """
     _check(images_uint8, spec, mean, std)
-    n, c, h, w = images_uint8.shape
     device = images_uint8.device
-    parameters = draw_parameters(spec, n, h, w, generator)
+    if isinstance(images_uint8, Ragged):
+        n, c = len(images_uint8), images_uint8.channels
+        height, width = (x.double() for x in (images_uint8.heights, images_uint8.widths))
+        h, w = int(height.max()), int(width.max())
+        parameters = draw_parameters(
+            spec, n, height[:, None, None], width[:, None, None], generator
+        )
+    else:
+        n, c, h, w = images_uint8.shape
+        parameters = draw_parameters(spec, n, h, w, generator)
     means, stds = torch.tensor([mean, std]).view(2, c, 1, 1)
-    scale, shift = _send(torch.stack([1 / stds, -means / stds]), device)
+    scale, shift = send(torch.stack([1 / stds, -means / stds]), device)
     # Groups that differ in probabilities and strengths only are made in one go: at small batches
     # the number of operations started is what costs.
     batches: dict[tuple, list[int]] = {}
@@ -107,25 +120,49 @@ def make_views(
             views = [view for m in members for view in range(offsets[m], offsets[m + 1])]
             out = torch.empty(len(views), n, c, size, size, device=device)
             floats = n * c * max(h * w, len(views) * size * size)
-            chunk = ceil(n / ceil(floats / CPU_CHUNK)) if device.type == "cpu" else n
-            for start in range(0, n, chunk):
-                part = slice(start, start + chunk)
+            for part, pixels in _parts(images_uint8, floats):
                 p = parameters.flat(part, views)
-                made = _transform(images_uint8[part], p, size, active, threshold)
+                made = _transform(pixels, p, size, active, threshold)
                 by_view = made.unflatten(0, (-1, len(views))).transpose(0, 1)
-                torch.addcmul(shift, by_view, scale, out=out[:, part])
+                if isinstance(part, slice):
+                    torch.addcmul(shift, by_view, scale, out=out[:, part])
+                else:
+                    out.index_copy_(1, send(part, device), torch.addcmul(shift, by_view, scale))
             images.update(zip(members, out.split([spec[m].count for m in members])))
     return Views([ViewGroup(s.role, images[number]) for number, s in enumerate(spec)])
 
 
+def _parts(images: Tensor | Ragged, floats: int) -> Iterator[tuple[slice | Tensor, Tensor]]:
+    """(rows, their uint8 [k, c, h, w]): together all images, of which `floats` are made.
+
+    Images of different sizes come by proportions, padded; their crop boxes leave the padding out.
+    """
+    n, ragged = len(images), isinstance(images, Ragged)
+    limit = CPU_CHUNK if images.device.type == "cpu" else RAGGED_CHUNK if ragged else floats
+    chunk = ceil(n / ceil(floats / limit))
+    if ragged:
+        yield from ((rows, images.padded(rows)) for rows in images.by_shape().split(chunk))
+    else:
+        parts = (slice(start, start + chunk) for start in range(0, n, chunk))
+        yield from ((part, images[part]) for part in parts)
+
+
 def _check(
-    images: Tensor, spec: "Sequence[ViewSpec]", mean: Sequence[float], std: Sequence[float]
+    images: Tensor | Ragged,
+    spec: "Sequence[ViewSpec]",
+    mean: Sequence[float],
+    std: Sequence[float],
 ) -> None:
-    if images.dtype != torch.uint8:
-        raise ValueError(f"images must be uint8, not {str(images.dtype).removeprefix('torch.')}")
-    if images.ndim != 4 or 0 in images.shape:
-        raise ValueError(f"images must be [n, c, h, w], none of them 0, not {list(images.shape)}")
-    c = images.shape[1]
+    if isinstance(images, Ragged):
+        c = images.channels
+    else:
+        if images.dtype != torch.uint8:
+            kind = str(images.dtype).removeprefix("torch.")
+            raise ValueError(f"images must be uint8, not {kind}")
+        if images.ndim != 4 or 0 in images.shape:
+            sizes = list(images.shape)
+            raise ValueError(f"images must be [n, c, h, w], none of them 0, not {sizes}")
+        c = images.shape[1]
     if c not in (1, 3):
         raise ValueError(f"images must have 1 or 3 channels, not {c}")
     if len(mean) != c or len(std) != c:
@@ -160,20 +197,22 @@ def _replace(
     """Replace the chosen images, in place, by `operation` of them and of their parameters."""
     host = chosen.nonzero().squeeze(1)
     if len(host):
-        index = _send(host, images.device)
+        index = send(host, images.device)
         part = operation(images.index_select(0, index), *(p[host] for p in parameters))
         images.index_copy_(0, index, part.expand(-1, images.shape[1], -1, -1))
 
 
-def _send(host: Tensor, device: torch.device) -> Tensor:
-    """Copy to `device` without waiting: CUDA copies pinned memory only in the background."""
-    return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
-
-
 def draw_parameters(
-    spec: "Sequence[ViewSpec]", n: int, height: int, width: int, generator: torch.Generator
+    spec: "Sequence[ViewSpec]",
+    n: int,
+    height: int | Tensor,
+    width: int | Tensor,
+    generator: torch.Generator,
 ) -> Parameters:
-    """Draw the parameters of all views of n images of height x width px, DRAWS numbers each."""
+    """Draw the parameters of all views of n images, DRAWS numbers each.
+
+    height and width in px are those of all images, or float64 [n, 1, 1].
+    """
     views = [s for s in spec for _ in range(s.count)]
     # Double precision: floor(u * k) is below k and, for any k that occurs, uniform.
     u = torch.rand(
@@ -196,12 +235,14 @@ def draw_parameters(
     return Parameters(boxes, flip, jitter, order, factors, grey, blur, sigma, inverted)
 
 
-def crop_boxes(u: Tensor, height: int, width: int, low: Tensor, high: Tensor) -> Tensor:
+def crop_boxes(
+    u: Tensor, height: int | Tensor, width: int | Tensor, low: Tensor, high: Tensor
+) -> Tensor:
     """Boxes [n, v, 4] (top, left, height, width; int64) of torchvision's RandomResizedCrop.
 
     u [n, v, 2 * ATTEMPTS + 2] is uniform on [0, 1): areas, ratios, top, left. low and high [v, 2]
-    bound scale and ratio. The first attempt that fits counts; where none does, the largest central
-    crop of admissible ratio.
+    bound scale and ratio; height and width as in draw_parameters. The first attempt that fits
+    counts; where none does, the largest central crop of admissible ratio.
     """
     (small, narrow), (large, wide) = low[:, None].unbind(2), high[:, None].unbind(2)
     areas = torch.lerp(small, large, u[..., :ATTEMPTS]).mul_(height * width)
@@ -216,93 +257,6 @@ def crop_boxes(u: Tensor, height: int, width: int, low: Tensor, high: Tensor) ->
     room = torch.cat([height - box_height, width - box_width], 2)
     corner = torch.where(fitted, u[..., -2:] * (room + 1), room / 2)
     return torch.cat([corner, box_height, box_width], 2).long()
-
-
-def resized_crop(images: Tensor, boxes: Tensor, flip: Tensor, size: tuple[int, int]) -> Tensor:
-    """Crop boxes of images, resize them to `size` (rows, columns) and mirror them where `flip`.
-
-    images is float [n, c, h, w]; on the host, boxes [m, 4] (top, left, height, width in px) and
-    flip, bool [m]: m / n of the first image, then of the next. Returns [m, c, *size]. Bicubic
-    (a = -0.5), antialiased and not clamped: values may leave [0, 1], as those of torchvision's
-    resized_crop(..., interpolation=BICUBIC, antialias=True) do on float images.
-    """
-    top, left, height, width = boxes.unbind(1)
-    upright = torch.zeros_like(flip)
-    axes = torch.stack([top, height, upright, left, width, flip]).float()
-    vertical, horizontal = _send(axes, images.device).chunk(2)
-    rows = _bicubic(vertical, images.shape[2], size[0], int(height.max()))
-    columns = _bicubic(horizontal, images.shape[3], size[1], int(width.max()))
-    return _separable(images, rows, columns)
-
-
-def _bicubic(axis: Tensor, extent: int, size: int, longest: int) -> Tensor:
-    """Weights [m, size, extent] that resize [start, start + length) of an axis of `extent` px.
-
-    axis is [3, m]: start, length (none above `longest`) and whether to mirror. As in aten's
-    UpSampleKernel.cpp the kernel reaches 2 * max(scale, 1) px, is cut at the box and normalised.
-    """
-    start, length, mirror = axis[:, :, None, None]
-    output = torch.arange(size, device=axis.device)[:, None] + 0.5
-    scale = length / size
-    stretch = scale.clamp_min(1)
-    centre = (output + mirror * (size - 2 * output)) * scale
-    # Only the taps within reach are computed, then spread: at 32 px 4 of 32.
-    taps = torch.arange(ceil(4 * max(longest / size, 1)), device=axis.device) + 0.5
-    pixel = (centre - 2 * stretch - 0.5).ceil_() + taps
-    # Keys' kernel without a branch, twice over: with u = max(2 - |x|, 0) and v = max(u - 1, 0) it
-    # is u^2 (u - 1) + 2 v^2 (1 - 2 v).
-    u = (pixel - centre).div_(stretch).abs_().neg_().add_(2).clamp_min_(0)
-    taps = u * u
-    taps.mul_(u.sub_(1))
-    v = u.clamp_min_(0)
-    taps.addcmul_(v * v, v.mul_(-2).add_(1), value=2)
-    taps.mul_((pixel > 0).logical_and_(pixel < length))
-    taps.div_(taps.sum(-1, keepdim=True))
-    weights = torch.zeros(axis.shape[1], size, extent, device=axis.device)
-    return weights.scatter_add_(2, pixel.add_(start).clamp_(0, extent - 1).long(), taps)
-
-
-def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """rows @ channel @ columns^T; [n, c, h, w], [m, r, h] and [m, s, w] give [m, c, r, s].
-
-    Two batched products, all channels in one. Images in [n, h, c, w] memory are not copied.
-    """
-    n, c, h, w = images.shape
-    m, r, _ = rows.shape
-    by_row = images.permute(0, 2, 1, 3).reshape(n, h, c * w)
-    by_row = torch.bmm(rows.reshape(n, -1, h), by_row).view(m, r * c, w)
-    by_row = torch.bmm(by_row, columns.transpose(1, 2)).view(m, r, c, -1)
-    return by_row.permute(0, 2, 1, 3).contiguous()
-
-
-def blur_kernel_size(size: int) -> int:
-    """Taps of the blur of a view of `size` px: a tenth (SimCLR), odd; 23 at 224 px, 5 at 32 px."""
-    return max(3, 2 * round(0.05 * size) + 1)
-
-
-def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
-    """torchvision's gaussian_blur of [n, c, h, w] with a sigma (px, host [n]) per image.
-
-    Raises ValueError where kernel_size is even or reaches beyond the reflection at the border.
-    """
-    h, w = images.shape[2:]
-    if kernel_size % 2 == 0 or kernel_size // 2 >= min(h, w):
-        raise ValueError(f"a blur of {kernel_size} taps does not fit images of {h} x {w} px")
-    offsets = torch.arange(kernel_size) - kernel_size // 2
-    kernel = _send((offsets / sigma[:, None]).square_().mul_(-0.5).softmax(1), images.device)
-    matrices = [(kernel @ _taps(s, kernel_size, images.device)).view(-1, s, s) for s in (h, w)]
-    return _separable(images, *matrices)
-
-
-@lru_cache(maxsize=16)
-def _taps(extent: int, kernel_size: int, device: torch.device) -> Tensor:
-    """[taps, extent * extent]: 1 where a tap of an output pixel reads an input pixel."""
-    tap, output = torch.arange(kernel_size)[:, None], torch.arange(extent)
-    read = (output + tap - kernel_size // 2).abs()
-    read = torch.minimum(read, 2 * (extent - 1) - read)
-    reads = torch.zeros(kernel_size, extent, extent)
-    reads[tap, output, read] = 1
-    return reads.flatten(1).to(device)
 
 
 def jitter_colours(
@@ -329,8 +283,8 @@ def jitter_colours(
     ratio = factors.gather(1, sequence)
     rest = 1 - ratio
     weights = torch.stack([ratio, rest * (sequence == CONTRAST), rest * (sequence == SATURATION)])
-    weights = _send(weights, images.device)[..., None, None, None]
-    images = images.index_select(0, _send(by_rank, images.device))
+    weights = send(weights, images.device)[..., None, None, None]
+    images = images.index_select(0, send(by_rank, images.device))
     splits = (rank[:, None] > torch.arange(len(blends))).sum(0).tolist()
     for step, split in enumerate(splits):
         _blend_(images[:split], *weights[:, :split, step])
@@ -342,7 +296,7 @@ def jitter_colours(
         images[:touched] = adjust_hue(images[:touched], factors[:, HUE])
         for step, split in enumerate(splits):
             _blend_(images[split:touched], *weights[:, split:, step])
-    return images.index_select(0, _send(by_rank.argsort(), images.device))
+    return images.index_select(0, send(by_rank.argsort(), images.device))
 
 
 @lru_cache(maxsize=32)
@@ -380,7 +334,7 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     # And back: channel = value - 6 chroma * clamp(1 / 3 - d, 0, 1 / 6), where d is the distance in
     # turns from the hue opposite to the channel's.
     opposite = shift[:, None] + torch.tensor([1 / 2, 1 / 6, -1 / 6])
-    distance = hue[:, None] + _send(opposite, images.device)[..., None, None]
+    distance = hue[:, None] + send(opposite, images.device)[..., None, None]
     distance.sub_(distance.round()).abs_().sub_(1 / 3).clamp_(-1 / 6, 0)
     return torch.addcmul(value[:, None], chroma6[:, None], distance)
 

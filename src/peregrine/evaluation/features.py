@@ -16,6 +16,7 @@ from peregrine.config.fingerprint import fingerprint
 from peregrine.config.identity import run_id
 from peregrine.config.load import build_run, read_yaml
 from peregrine.config.models import Run
+from peregrine.data.batches import SHARE, held
 from peregrine.data.prepare import SPLITS, Prepared
 from peregrine.data.views import make_views
 from peregrine.errors import UserError
@@ -51,8 +52,8 @@ def load_run(folder: Path) -> tuple[Run, dict]:
 
 def load_method(run: Run, outcome: dict, folder: Path, data: Prepared) -> Method:
     """The trained network of a seed folder, in eval mode on the CPU."""
-    shape = data.images["train"].shape
-    method = build_method(run, outcome["seed"], channels=shape[1], train_images=shape[0])
+    sizes = {"channels": len(data.mean), "train_images": len(data.labels["train"])}
+    method = build_method(run, outcome["seed"], **sizes)
     backbone, _ = read_tensors(folder / "backbone.safetensors")
     rest, _ = read_tensors(folder / "method.safetensors")
     load_state(method, backbone, rest)
@@ -65,6 +66,7 @@ def extract(
     device: torch.device,
     embedding_sample: int,
     view_sample: int = 1000,
+    centre_share: float = SHARE,
 ) -> Path:
     """Write {folder}/{reading}/features.safetensors of both readings; returns the corrected one.
 
@@ -75,6 +77,9 @@ def extract(
     run's own views of `view_sample` fixed test images. Released (falcon.md, section 4): see
     `_released`; a method without that reading has no arrays and the status `n/a`. A run whose
     outcome is `nan` has no arrays in either, only that status in the metadata.
+
+    Images are taken as they are, or where their sizes differ, as a central square of the size of
+    the run's largest views that keeps `centre_share` of the short side.
     """
     run, outcome = load_run(folder)
     if outcome["data"] != data.sums:
@@ -92,32 +97,51 @@ def extract(
     }
     set_precision(device, "float32")
     method = load_method(run, outcome, folder, data).to(device)
+    images = _Images(data, device, run.view_size, centre_share)
     for reading in READINGS:
         status, arrays, codes = outcome["status"], {}, 0
         if reading not in method.readings:
             status = NOT_AVAILABLE
         elif status != "nan" and reading == "released":
-            arrays, codes = _released(copy.deepcopy(method).train(), data, device)
+            arrays, codes = _released(copy.deepcopy(method).train(), images)
         elif status != "nan":
-            arrays, codes = _corrected(method, data, device, embedding_sample)
-            arrays |= _views(method, run, data, device, view_sample)
+            arrays, codes = _corrected(method, images, embedding_sample)
+            arrays |= _views(method, run, images, view_sample)
         path = folder / reading / FEATURES
         write_tensors(path, arrays, **facts, status=status, codes=str(codes))
     return folder / "corrected" / FEATURES
 
 
+class _Images:
+    """The data set on its way to the network."""
+
+    def __init__(self, data: Prepared, device: torch.device, size: int, share: float) -> None:
+        self.data = data
+        self.splits = {
+            split: held(data.images[split], device, size, share, resident=False) for split in SPLITS
+        }
+        self.mean, self.sd = (
+            torch.tensor(each, device=device).view(-1, 1, 1) for each in (data.mean, data.sd)
+        )
+
+    def normalised(self, split: str, batches: list[slice]) -> Iterator[Tensor]:
+        """Images [m, c, h, w] of each batch with the data set's mean and sd taken out."""
+        for part in batches:
+            yield (self.splits[split].whole(part) - self.mean) / self.sd
+
+
 def _corrected(
-    method: Method, data: Prepared, device: torch.device, embedding_sample: int
+    method: Method, images: _Images, embedding_sample: int
 ) -> tuple[dict[str, np.ndarray], int]:
     """Arrays of both splits, and the number of codes."""
     arrays: dict[str, np.ndarray] = {}
     codes = 0
     size = max(2, min(BATCH, SCORES // max(1, getattr(method.options, "codes", 1))))
     for split in SPLITS:
-        batches = _normalised(data, split, _batches(len(data.labels[split]), size), device)
+        batches = images.normalised(split, _batches(len(images.splits[split]), size))
         found, codes = _describe(method, batches, "corrected")
         arrays |= {f"{split}_{name}": values for name, values in found.items()}
-        arrays[f"{split}_labels"] = data.labels[split]
+        arrays[f"{split}_labels"] = images.data.labels[split]
     draws = generator(0, "evaluation/embedding sample")
     kept = _sample(len(arrays["train_labels"]), embedding_sample, draws)
     arrays["train_embeddings"] = arrays["train_embeddings"][kept]
@@ -125,32 +149,28 @@ def _corrected(
     return arrays, codes
 
 
-def _released(
-    network: Method, data: Prepared, device: torch.device
-) -> tuple[dict[str, np.ndarray], int]:
+def _released(network: Method, images: _Images) -> tuple[dict[str, np.ndarray], int]:
     """test_embeddings, test_codes and test_labels, and the number of coordinates of the argmax.
 
     As the released code sees them: without eval(), so that BatchNorm takes the statistics of each
     batch of 64 test images in their order, the smaller last one included. One image by itself has
     no statistics, and joins the batch before it. `network` is a copy: it counts the batches.
     """
-    batches = _normalised(data, "test", _batches(len(data.labels["test"]), RELEASED_BATCH), device)
+    batches = images.normalised("test", _batches(len(images.splits["test"]), RELEASED_BATCH))
     found, codes = _describe(network, batches, "released")
     kept = {f"test_{name}": found[name] for name in ("embeddings", "codes")}
-    return kept | {"test_labels": data.labels["test"]}, codes
+    return kept | {"test_labels": images.data.labels["test"]}, codes
 
 
 @torch.no_grad()
-def _views(
-    method: Method, run: Run, data: Prepared, device: torch.device, sample: int
-) -> dict[str, np.ndarray]:
+def _views(method: Method, run: Run, images: _Images, sample: int) -> dict[str, np.ndarray]:
     """Features and embeddings [2, m, .] of two augmented views: the same images for every run."""
-    images = data.images["test"]
-    picks = _sample(len(images), sample, generator(0, "evaluation/view sample"))
+    test, data = images.splits["test"], images.data
+    picks = _sample(len(test), sample, generator(0, "evaluation/view sample"))
     draws = generator(0, "evaluation/views")
     out: dict[str, list[np.ndarray]] = {"features": [], "embeddings": []}
     for part in _batches(len(picks), BATCH):
-        batch = torch.from_numpy(images[picks[part]]).to(device)
+        batch = test.take(torch.from_numpy(picks[part]))
         views = by_role(make_views(batch, run.views, draws, mean=data.mean, std=data.sd))
         seen = [method.describe(view) for view in views[:2]]
         for name, parts in out.items():
@@ -167,17 +187,6 @@ def _batches(n: int, size: int) -> list[slice]:
     """Consecutive slices of `size`, the last one smaller, but never of one."""
     starts = [start for start in range(0, n, size) if n - start > 1 or start == 0]
     return [slice(a, b) for a, b in zip(starts, [*starts[1:], n], strict=True)]
-
-
-def _normalised(
-    data: Prepared, split: str, batches: list[slice], device: torch.device
-) -> Iterator[Tensor]:
-    """Images [m, c, h, w] of each batch with the data set's mean and sd taken out."""
-    mean = torch.tensor(data.mean, device=device).view(-1, 1, 1)
-    sd = torch.tensor(data.sd, device=device).view(-1, 1, 1)
-    for part in batches:
-        batch = torch.from_numpy(data.images[split][part]).to(device).float() / 255
-        yield (batch - mean) / sd
 
 
 @torch.no_grad()

@@ -2,12 +2,14 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from peregrine.data.views import Views
+from peregrine.nets.drop_path import DropPath
 from peregrine.streams import generator
 
 
@@ -32,9 +34,9 @@ class Progress:
     micro: int = 0
     """Which micro-batch of the step, where gradients are accumulated over several losses."""
 
-    def generator(self, device: torch.device) -> torch.Generator:
-        """The `method` stream of this step and micro-batch."""
-        stream = f"method/{self.micro}" if self.micro else "method"
+    def generator(self, device: torch.device, stream: str = "method") -> torch.Generator:
+        """The stream of this step and micro-batch."""
+        stream = f"{stream}/{self.micro}" if self.micro else stream
         return generator(self.seed, stream, self.epoch, self.step, device)
 
 
@@ -67,11 +69,13 @@ def features_of(backbone: nn.Module, images: list[Tensor]) -> list[Tensor]:
     Views of one size go through together, which halves the number of small operations - unless
     the backbone has batch statistics, which every view is to have for itself.
     """
-    shapes = {view.shape for view in images}
-    normalised = any(isinstance(each, _BatchNorm) for each in backbone.modules())
-    if normalised or len(shapes) > 1:
+    if any(isinstance(each, _BatchNorm) for each in backbone.modules()):
         return [backbone(view) for view in images]
-    return list(backbone(torch.cat(images)).chunk(len(images)))
+    features: list[Tensor] = []
+    for _, group in groupby(images, key=lambda view: view.shape):
+        same = list(group)
+        features += backbone(torch.cat(same)).chunk(len(same))
+    return features
 
 
 class Method(nn.Module, ABC):
@@ -94,6 +98,14 @@ class Method(nn.Module, ABC):
         self.backbone = backbone
         self.options = options
         self.setting = setting
+
+    def reseed(self, progress: Progress) -> None:
+        """Called before each pass of the backbone that trains it; a second one draws the same."""
+        layers = [each for each in self.backbone.modules() if isinstance(each, DropPath)]
+        if layers:
+            draws = progress.generator(torch.device("cpu"), "backbone")
+            for layer in layers:
+                layer.generator = draws
 
     def online(self, views: Views) -> list[Tensor]:
         """The trained encoder's features of every view, in the order of by_role."""

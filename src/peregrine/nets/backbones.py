@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peregrine.config.models import BackboneSpec
+from peregrine.nets.drop_path import DropPath
 
 SLOPE = 0.2
 """Of every LeakyReLU."""
@@ -81,7 +82,35 @@ def resnet(spec: BackboneSpec, channels: int) -> nn.Module:
     return net
 
 
+def vit(spec: BackboneSpec, channels: int) -> nn.Module:
+    """timm's ViT-S/16 without its classifier: F = 384, the class token after the last norm.
+
+    Positions are learned on the grid of 224 px and interpolated to that of other sizes, so that
+    crops of 96 px go through the same net. Images of no multiple of 16 px are padded with zeros.
+    """
+    from timm import create_model  # here: the import takes a second
+
+    net = create_model(
+        "vit_small_patch16_224",
+        num_classes=0,
+        in_chans=channels,
+        dynamic_img_size=True,
+        dynamic_img_pad=True,
+        drop_path_rate=spec.drop_path,
+    )
+    for block in net.blocks:
+        for name in ("drop_path1", "drop_path2"):
+            rate = getattr(getattr(block, name), "drop_prob", 0.0)
+            if rate:
+                setattr(block, name, DropPath(rate))
+    net.features = net.num_features
+    return net
+
+
+BUILDERS = {"resnet8": lambda spec, channels: ResNet8(channels, spec.width), "vit_small": vit}
+
+
 def build_backbone(spec: BackboneSpec, channels: int) -> nn.Module:
     """The backbone of a run, with an attribute `features` = F; weights from the current RNG."""
-    net = ResNet8(channels, spec.width) if spec.name == "resnet8" else resnet(spec, channels)
+    net = BUILDERS.get(spec.name, resnet)(spec, channels)
     return net.to(memory_format=torch.channels_last)

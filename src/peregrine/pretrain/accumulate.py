@@ -55,9 +55,11 @@ def plain(
     """Means over the micro-batches of loss terms and gradients."""
     terms, online = [], []
     for micro, part in enumerate(parts):
+        here = replace(now, micro=micro)
+        method.reseed(here)
         with autocast():
             encoded = method.encode(part)
-            losses = method.losses(encoded, replace(now, micro=micro))
+            losses = method.losses(encoded, here)
         terms.append(_backward(losses, len(parts)))
         online.append([features.detach() for features in encoded.online])
     means = {name: sum(each[name] for each in terms) / len(parts) for name in terms[0]}
@@ -69,8 +71,11 @@ def cached(
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Loss terms of the whole batch, its gradient brought to the backbone part by part."""
     # A context for each pass: autocast keeps the weights that it has cast, here without a graph.
+    encoded = []
     with torch.no_grad(), autocast():
-        encoded = [method.encode(part) for part in parts]
+        for micro, part in enumerate(parts):
+            method.reseed(replace(now, micro=micro))
+            encoded.append(method.encode(part))
     online = [each.requires_grad_() for each in _joined([each.online for each in encoded])]
     target = _joined([each.target for each in encoded])
     with autocast():
@@ -79,6 +84,7 @@ def cached(
     shares = [features.grad.chunk(len(parts)) for features in online if features.grad is not None]
     with _statistics_kept(method):
         for index, part in enumerate(parts):
+            method.reseed(replace(now, micro=index))
             with autocast():
                 again = method.online(part)
             reached = [x for x, features in zip(again, online) if features.grad is not None]

@@ -1,8 +1,8 @@
 """The pretraining loop: one run, one seed, any method, resumable at every step.
 
-The data stay on the device as uint8; views are made there for a whole batch. Nothing random is
-carried from step to step (see `peregrine.streams`), so a run that was killed and resumed ends in
-the same bytes as one that was not.
+Images are uint8 on the device, or come there ahead of their step; views are made there for a whole
+batch. Nothing random is carried from step to step (see `peregrine.streams`), so a run that was
+killed and resumed ends in the same bytes as one that was not.
 """
 
 import math
@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -24,7 +25,9 @@ from tqdm import tqdm
 from peregrine.config.fingerprint import fingerprint, parts
 from peregrine.config.identity import run_id
 from peregrine.config.models import Run
+from peregrine.data.batches import held
 from peregrine.data.prepare import Prepared
+from peregrine.data.ragged import Ragged
 from peregrine.data.views import make_views
 from peregrine.errors import UserError
 from peregrine.files import sha256, write_csv, write_json, write_tensors, write_text
@@ -50,15 +53,14 @@ class Trainer:
 
     def __init__(self, run: Run, seed: int, data: Prepared, device: torch.device) -> None:
         self.run, self.seed, self.device = run, seed, device
-        train = torch.from_numpy(data.images["train"])
-        self.images = train.to(device)
+        self.images = held(data.images["train"], device, run.view_size)
         self.labels = torch.from_numpy(data.labels["train"]).to(device)
         self.mean, self.sd, self.unverified = data.mean, data.sd, data.unverified
-        self.steps = len(train) // run.batch_size
+        n = len(self.images)
+        self.steps = n // run.batch_size
         if not self.steps and run.epochs:
-            raise UserError(f"batch_size {run.batch_size} exceeds the {len(train)} training images")
-        channels = train.shape[1]
-        self.method = build_method(run, seed, channels=channels, train_images=len(train)).to(device)
+            raise UserError(f"batch_size {run.batch_size} exceeds the {n} training images")
+        self.method = build_method(run, seed, channels=len(data.mean), train_images=n).to(device)
         with seeded_init(seed, "probe"):
             self.probe = nn.Linear(self.method.backbone.features, len(data.classes)).to(device)
         self.schedule = self._schedule(run.optimizer.lr)
@@ -67,8 +69,8 @@ class Trainer:
             run.optimizer, self.method.parameters(), self.schedule.base
         )
         self.probe_optimizer = torch.optim.Adam(self.probe.parameters(), lr=run.probe.lr)
-        picks = torch.randperm(len(train), generator=generator(seed, "order", -1))
-        self.watched = self.normalised(self.images[picks[:MONITOR_IMAGES].to(device)])
+        picks = torch.randperm(n, generator=generator(seed, "order", -1))
+        self.watched = self.normalised(self.images.whole(picks[:MONITOR_IMAGES].to(device)))
 
     def _schedule(self, lr: float) -> Schedule:
         spec, steps = self.run.optimizer, self.steps
@@ -77,10 +79,10 @@ class Trainer:
         return Schedule(base, spec.warmup_start, spec.warmup_epochs * steps, total)
 
     def normalised(self, images: Tensor) -> Tensor:
-        """uint8 [n, c, h, w] -> float32 with the data set's mean and sd."""
+        """float32 [n, c, h, w] in [0, 1] with the data set's mean and sd taken out."""
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
         sd = torch.tensor(self.sd, device=images.device).view(-1, 1, 1)
-        return (images.float() / 255 - mean) / sd
+        return (images - mean) / sd
 
     def modules(self) -> dict[str, nn.Module]:
         return {"method": self.method, "probe": self.probe}
@@ -94,17 +96,19 @@ class Trainer:
         size, device = self.run.batch_size, self.device
         draws = generator(self.seed, "order", at.epoch)
         order = torch.randperm(len(self.images), generator=draws).to(device)
-        for index in range(at.step, self.steps):
-            rows = order[index * size : (index + 1) * size]
+        parts = order[: self.steps * size].split(size)[at.step :]
+        for index, rows, images in zip(count(at.step), parts, self.images.batches(parts)):
             now = Progress(
                 self.seed, at.epoch, at.epoch * self.steps + index, self.run.epochs * self.steps
             )
-            for name, value in self.step(rows, now, index).items():
+            for name, value in self.step(rows, images, now, index).items():
                 sums[name] = sums.get(name, 0) + value.double()
             yield index + 1
 
-    def step(self, rows: Tensor, now: Progress, index: int) -> dict[str, Tensor]:
-        """One optimiser step on the images `rows`; detached loss terms and probe hit rate."""
+    def step(
+        self, rows: Tensor, images: Tensor | Ragged, now: Progress, index: int
+    ) -> dict[str, Tensor]:
+        """One optimiser step on `images`, those of `rows`; detached loss terms and probe hits."""
         spec = self.run.optimizer
         set_rates(
             self.optimizer, self.schedule.at(now.step), decay_at(spec, now.step, now.total_steps)
@@ -112,7 +116,7 @@ class Trainer:
         set_rates(self.probe_optimizer, self.probe_schedule.at(now.step))
         # On the host: parameters are drawn there, the same ones for every device.
         draws = generator(self.seed, "views", now.epoch, index)
-        views = make_views(self.images[rows], self.run.views, draws, mean=self.mean, std=self.sd)
+        views = make_views(images, self.run.views, draws, mean=self.mean, std=self.sd)
         self.optimizer.zero_grad(set_to_none=True)
         precision = partial(autocast, self.device, self.run.precision)
         terms, online = accumulate(self.method, views, now, self.run.accumulate, precision)
@@ -141,19 +145,21 @@ class Trainer:
             norm.momentum = None  # the plain mean over all batches
             norm.reset_running_stats()
         self.method.train()
-        for batch in self.images.chunk(max(len(self.images) // MONITOR_IMAGES, 1)):
-            self.method.describe(self.normalised(batch))
+        rows = torch.arange(len(self.images), device=self.device)
+        for part in rows.chunk(max(len(rows) // MONITOR_IMAGES, 1)):
+            self.method.describe(self.normalised(self.images.whole(part)))
         for norm, momentum in zip(norms, momenta):
             norm.momentum = momentum
 
     @torch.no_grad()
     def test_accuracy(self, data: Prepared) -> float:
-        """Accuracy of the online probe on the test set, eval mode, images as they are."""
+        """Accuracy of the online probe on the test set, eval mode."""
         self.method.eval()
         hits = 0
-        images, labels = data.images["test"], torch.from_numpy(data.labels["test"])
+        images = held(data.images["test"], self.device, self.run.view_size, resident=False)
+        labels = torch.from_numpy(data.labels["test"])
         for start in range(0, len(labels), 512):
-            batch = self.normalised(torch.from_numpy(images[start : start + 512]).to(self.device))
+            batch = self.normalised(images.whole(slice(start, start + 512)))
             guess = self.probe(self.method.backbone(batch).float()).argmax(dim=1).cpu()
             hits += int((guess == labels[start : start + 512]).sum())
         return hits / len(labels)
