@@ -1,5 +1,6 @@
 """Everything that config/ ships, at every scale: it resolves, and its names exist."""
 
+import csv
 from functools import cache
 from pathlib import Path
 
@@ -53,6 +54,35 @@ def paper() -> Project:
 def test_paper_scale_runs_every_row_of_every_study():
     for name, study in paper().studies.items():
         assert list(paper().of(name)) == list(study.rows)
+
+
+def test_every_published_number_of_paper_a_stands_in_a_table():
+    shown = {
+        (table.published, table.published_rows.get(row), column.published)
+        for table in paper().study("falcon").tables
+        for row in table.rows
+        for column in table.columns
+    }
+    with (CONFIG / "published" / "falcon.csv").open(newline="") as stream:
+        lines = [(line["table"], line["row"], line["column"]) for line in csv.DictReader(stream)]
+    missing = [line for line in lines if line not in shown]
+    assert not missing
+
+
+def test_table_2_is_trained_as_dinos_own_code_does():
+    """falcon.md, section 3: AdamW 5e-4 x batch / 256, ten crops for DINO, two for FALCON."""
+    sizes = (100, 500, 1000, 5000, 10_000, 50_000, 100_000, 200_000, 300_000, 500_000)
+    for method in ("falcon", "dino"):
+        for c in sizes:
+            run = settings(f"{method}-imagenet100-c{c}")
+            assert (run["method"]["codes"], run["epochs"], run["batch_size"]) == (c, 100, 512)
+            assert (run["optimizer"]["name"], run["optimizer"]["lr"]) == ("adamw", 5e-4)
+            assert sum(view["count"] for view in run["views"]) == (10 if method == "dino" else 2)
+            if method == "dino":
+                assert (run["method"]["local_views"], run["method"]["evaluate"]) == (8, "teacher")
+            else:
+                assert (run["method"]["prior"], run["method"]["embedding"]) == ("reverse", 384)
+                assert bool(run["method"]["chunk"]) == (c > 10_000)
 
 
 def settings(row: str) -> dict:
