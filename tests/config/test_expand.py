@@ -57,6 +57,8 @@ def test_an_inner_for_each_sees_the_outer_names():
 
 def test_a_list_in_a_list_is_spliced():
     assert expand({"rows": ["a", ["b", ["c"]], [], "d"]}) == {"rows": ["a", "b", "c", "d"]}
+    parts = {"for_each": {"net": {"x": {"own": ["b", "c"]}}}, "rows": ["a{net}", "{net.own}"]}
+    assert expand([parts]) == [{"rows": ["ax", "b", "c"]}]
 
 
 @pytest.mark.parametrize(

@@ -40,12 +40,8 @@ def expand(data: Any, names: Names | None = None) -> Any:
                 out[name] = expand(copy, inner)
         return out
     if isinstance(data, list):
-        return [
-            each
-            for item in data
-            for copy, inner in _copies(item, names)
-            for each in (expand(copy, inner) if isinstance(copy, list) else [expand(copy, inner)])
-        ]
+        found = [expand(copy, inner) for item in data for copy, inner in _copies(item, names)]
+        return [each for part in found for each in (part if isinstance(part, list) else [part])]
     return _filled(data, names)
 
 
