@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from peregrine.config.load import load
+from peregrine.errors import out_of_memory
 from peregrine.reporting.published import Published
 
 FIRST = ("--run", "{first}", "--seed", "0")
@@ -304,3 +305,16 @@ def test_status_goes_on_where_a_file_may_not_be_read(world):
         code, out, _ = world.call("status")
     assert code == 0
     assert "damaged: one, first, seed 0:" in out and "Permission denied" in out
+
+
+@pytest.mark.parametrize(
+    ("error", "known"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_a_lack_of_memory_is_told_from_a_bug(error, known):
+    assert out_of_memory(error) is known

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.exceptions import TyperException
 
-from peregrine.errors import REMEDIES, UserError, refusal
+from peregrine.errors import REMEDIES, UserError, out_of_memory, refusal
 
 if TYPE_CHECKING:
     from peregrine.config.load import Project
@@ -344,6 +344,13 @@ def main() -> None:
         problem = f"{error.format_message()} (see {command} -h)"
     except BrokenPipeError:
         os._exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        problem = (
+            "there is not enough memory for this run; take a smaller batch_size, net or view"
+            f" (accumulate cuts a batch, chunk FALCON's dictionary): {error}"
+        )
     except OSError as error:
         if error.errno not in REMEDIES:
             raise

@@ -21,3 +21,12 @@ def refusal(error: OSError) -> str:
     """The system's reason for not reading or writing, and the remedy where there is one."""
     remedy = REMEDIES.get(error.errno or 0)
     return f"{error.strerror or error}{f'; {remedy}' if remedy else ''}"
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether a machine's or a GPU's memory was too small; torch says so in its own ways."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator" in str(error)
+    )

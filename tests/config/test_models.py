@@ -5,6 +5,7 @@ import pytest
 from peregrine.config.identity import run_id
 from peregrine.config.load import build_run
 from peregrine.errors import UserError
+from peregrine.methods.build import loss_batch
 
 BASE = {"dataset": {"name": "digits"}, "views": [{"count": 2}], "method": {"name": "falcon"}}
 
@@ -52,4 +53,4 @@ def test_the_batch_of_a_loss():
         ({"steps": 4, "mode": "cached"}, 64),
     ):
         run = build_run([BASE, {"batch_size": 64, "accumulate": accumulate}], "x")
-        assert run.loss_batch == expected
+        assert loss_batch(run) == expected

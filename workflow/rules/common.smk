@@ -86,9 +86,9 @@ def data_of_run(wildcards):
 
 
 def source_of(wildcards):
-    """What decides which raw files a data set is made of; whether they are fetched does not."""
+    """What may change the bytes of a data set: nothing, as long as every file must be official."""
     spec = PROJECT.config.sources.get(wildcards.dataset, SourceSpec())
-    return spec.model_dump_json(include={"folder", "accept_unverified"})
+    return spec.folder or "accepted" if spec.accept_unverified else "official"
 
 
 def is_folders(wildcards):

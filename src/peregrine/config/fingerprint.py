@@ -23,6 +23,7 @@ LEFT_OUT = (
     "peregrine.cli",
     "peregrine.config",
     "peregrine.data.acquire",
+    "peregrine.data.download",
     "peregrine.data.sources",
     "peregrine.methods.registry",
 )

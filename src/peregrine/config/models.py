@@ -142,7 +142,9 @@ class BackboneSpec(Model):
 
 class OptimizerSpec(Model):
     name: Literal["adam", "adamw", "sgd", "lars"] = "adam"
-    lr: float = Field(1e-3, gt=0, description="At batch 256; the effective rate is lr * batch/256.")
+    lr: float = Field(
+        1e-3, gt=0, le=1e30, description="At batch 256; the effective rate is lr * batch/256."
+    )
     weight_decay: Strength = Field(
         1e-4, description="In the gradient for adam, sgd and lars, decoupled from it for adamw."
     )
@@ -212,17 +214,6 @@ class Run(Model):
                 " of at least 2 images"
             )
         return self
-
-    @property
-    def view_size(self) -> int:
-        """Side in px of the largest views; the evaluated part of images that differ in size."""
-        return max(view.size for view in self.views)
-
-    @property
-    def loss_batch(self) -> int:
-        """Images over which the loss is taken: the micro-batch where losses are accumulated."""
-        plain = self.accumulate.mode == "plain"
-        return self.batch_size // (self.accumulate.steps if plain else 1)
 
 
 class StudyOverlay(Model):

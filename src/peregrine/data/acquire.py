@@ -146,7 +146,10 @@ def check(name: str, origin: Source, spec: SourceSpec, store: Path, data: Path) 
 def _place(name: str, spec: SourceSpec, store: Path) -> Path:
     if spec.folder is None:
         return store
-    place = Path(spec.folder).expanduser()
+    try:
+        place = Path(spec.folder).expanduser()
+    except RuntimeError:
+        raise UserError(f"{_key(name)}: {spec.folder}: nobody of that name is known here") from None
     if not place.is_dir():
         raise UserError(f"{_key(name)}: {place} is no folder; name one that has the raw files")
     return place

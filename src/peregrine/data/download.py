@@ -107,7 +107,7 @@ def _fetch(item: Download, stream: BinaryIO, start: int) -> None:
             stream.truncate(0)
         kind = _Refused if error.code in FINAL else _Broken
         raise kind(f"the server answers {error.code} {error.reason}") from None
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: redirected to no address
         raise _Broken(f"cannot be reached ({getattr(error, 'reason', error)})") from None
     with answer:
         if start and not (

@@ -75,6 +75,11 @@ class Parameters:
         return Parameters(**{k: v[images][:, pick].flatten(0, 1) for k, v in vars(self).items()})
 
 
+def largest_side(specs: "Sequence[ViewSpec]") -> int:
+    """Side in px of the largest views; the evaluated part of images that differ in size."""
+    return max(spec.size for spec in specs)
+
+
 def make_views(
     images_uint8: Tensor | Ragged,
     spec: "Sequence[ViewSpec]",

@@ -18,7 +18,7 @@ from peregrine.config.load import build_run, read_yaml
 from peregrine.config.models import Run
 from peregrine.data.batches import SHARE, held
 from peregrine.data.prepare import SPLITS, Prepared
-from peregrine.data.views import make_views
+from peregrine.data.views import largest_side, make_views
 from peregrine.errors import UserError
 from peregrine.files import read_tensors, sha256, write_tensors
 from peregrine.frozen import FEATURES, NOT_AVAILABLE, data_of, read_outcome, weights_of
@@ -97,7 +97,7 @@ def extract(
     }
     set_precision(device, "float32")
     method = load_method(run, outcome, folder, data).to(device)
-    images = _Images(data, device, run.view_size, centre_share)
+    images = _Images(data, device, largest_side(run.views), centre_share)
     for reading in READINGS:
         status, arrays, codes = outcome["status"], {}, 0
         if reading not in method.readings:

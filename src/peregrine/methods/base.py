@@ -18,7 +18,7 @@ class Setting:
     """What a method may know of its run besides its options."""
 
     batch_size: int
-    """Images over which a loss is taken, n of FALCON's tau; see Run.loss_batch."""
+    """Images over which a loss is taken, n of FALCON's tau; see build.loss_batch."""
     train_images: int
     seed: int
 

@@ -14,6 +14,12 @@ from peregrine.nets.backbones import build_backbone
 from peregrine.streams import seeded_init
 
 
+def loss_batch(run: Run) -> int:
+    """Images over which a loss is taken: the micro-batch where losses are accumulated."""
+    plain = run.accumulate.mode == "plain"
+    return run.batch_size // (run.accumulate.steps if plain else 1)
+
+
 def build_method(run: Run, seed: int, *, channels: int, train_images: int) -> Method:
     """The untrained network of a run; equal backbones and seeds start from equal weights.
 
@@ -21,7 +27,7 @@ def build_method(run: Run, seed: int, *, channels: int, train_images: int) -> Me
         UserError: the run makes another number of views, or of local ones, than the method takes.
     """
     options = {key: value for key, value in run.method.items() if key != "name"}
-    setting = Setting(batch_size=run.loss_batch, train_images=train_images, seed=seed)
+    setting = Setting(batch_size=loss_batch(run), train_images=train_images, seed=seed)
     with seeded_init(seed, "init/backbone"):
         backbone = build_backbone(run.backbone, channels)
     with seeded_init(seed, "init/method"):

@@ -28,7 +28,7 @@ from peregrine.config.models import Run
 from peregrine.data.batches import held
 from peregrine.data.prepare import Prepared
 from peregrine.data.ragged import Ragged
-from peregrine.data.views import make_views
+from peregrine.data.views import largest_side, make_views
 from peregrine.errors import UserError
 from peregrine.files import sha256, write_csv, write_json, write_tensors, write_text
 from peregrine.methods.base import Progress
@@ -53,7 +53,7 @@ class Trainer:
 
     def __init__(self, run: Run, seed: int, data: Prepared, device: torch.device) -> None:
         self.run, self.seed, self.device = run, seed, device
-        self.images = held(data.images["train"], device, run.view_size)
+        self.images = held(data.images["train"], device, largest_side(run.views))
         self.labels = torch.from_numpy(data.labels["train"]).to(device)
         self.mean, self.sd, self.unverified = data.mean, data.sd, data.unverified
         n = len(self.images)
@@ -156,7 +156,8 @@ class Trainer:
         """Accuracy of the online probe on the test set, eval mode."""
         self.method.eval()
         hits = 0
-        images = held(data.images["test"], self.device, self.run.view_size, resident=False)
+        side = largest_side(self.run.views)
+        images = held(data.images["test"], self.device, side, resident=False)
         labels = torch.from_numpy(data.labels["test"])
         for start in range(0, len(labels), 512):
             batch = self.normalised(images.whole(slice(start, start + 512)))
