@@ -36,7 +36,7 @@ lock:  ## requirements.lock and the conda environments from pyproject.toml; need
 	$(PYTHON) tools/lock.py
 
 clean:  ## everything that make or snakemake wrote, data and trained runs included
-	rm -rf $(VENV) results reports/demo report.html .snakemake .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) results reports/demo reports/cpu reports/paper report.html .snakemake .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The lock is complete, so pip needs no resolver; the marker is written last, after a whole install.

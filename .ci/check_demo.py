@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 STUDIES = ("falcon", "feature_augmentation")
-PRETRAINING_SECONDS = 300
+PRETRAINING_SECONDS = 240
 DEMO_SECONDS = 360
 PEAK_MB = 3000
 
@@ -39,13 +39,16 @@ def problems(elapsed: float) -> list[str]:
             if r["status"] != "finished"
         ]
     jobs = [next(csv.DictReader(p.open(), delimiter="\t")) for p in _benchmarks("pretrain")]
-    seconds = sum(float(job["s"]) for job in jobs)
+    # Processor time: the wall time of jobs side by side hangs on what else the machine does.
+    seconds = sum(float(job["cpu_time"]) for job in jobs)
+    wall = sum(float(job["s"]) for job in jobs)
     peak = max(
         float(next(csv.DictReader(p.open(), delimiter="\t"))["max_rss"]) for p in _benchmarks("*")
     )
-    print(f"{len(jobs)} pretraining jobs, {seconds:.0f} s in all; peak of one job {peak:.0f} MB")
+    print(f"{len(jobs)} pretraining jobs, {wall:.0f} s, of which {seconds:.0f} s of CPU")
+    print(f"peak of one job {peak:.0f} MB")
     if not jobs or seconds > PRETRAINING_SECONDS:
-        found.append(f"pretraining took {seconds:.0f} s, more than {PRETRAINING_SECONDS}")
+        found.append(f"pretraining took {seconds:.0f} s of CPU, more than {PRETRAINING_SECONDS}")
     if 2 * peak > PEAK_MB:
         found.append(f"two jobs side by side may take {2 * peak:.0f} MB, more than {PEAK_MB}")
     if elapsed > DEMO_SECONDS:

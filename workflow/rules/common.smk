@@ -113,6 +113,12 @@ def study_of(wildcards):
     return PROJECT.study(wildcards.study)
 
 
+def published_of_study(wildcards):
+    """The file of published numbers, where a table of the study names one."""
+    named = any(table.published for table in study_of(wildcards).tables)
+    return f"config/published/{wildcards.study}.csv" if named else []
+
+
 def study_digest(wildcards):
     return digest(study_of(wildcards)) + digest(PROJECT.scale)
 

@@ -1,7 +1,7 @@
 rule collect:
     input:
         results=results_of_study,
-        published="config/published/{study}.csv",
+        published=published_of_study,
     output:
         collected=f"{RESULTS}/{SCALE}/{{study}}/collected.json",
         metrics=f"{RESULTS}/{SCALE}/{{study}}/metrics.csv",

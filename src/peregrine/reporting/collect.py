@@ -14,7 +14,7 @@ from peregrine.config.load import Project
 from peregrine.errors import UserError
 from peregrine.reporting.claims import judge
 from peregrine.reporting.figures import draw_figures
-from peregrine.reporting.published import read_published
+from peregrine.reporting.published import published_of
 from peregrine.reporting.records import Evidence, Measurement, SeedRun, read_records
 from peregrine.reporting.tables import TableCell, check_table, overlaid, table_cells
 
@@ -38,7 +38,7 @@ def collect(project: Project, study: str, results: Path, config: Path = Path("co
             published cells that do not exist.
     """
     plan, scale = project.study(study), project.scale
-    published = read_published(config / "published" / f"{study}.csv")
+    published = published_of(project.study(study), config)
     for table in plan.tables:
         check_table(plan, table, published)
     cells = project.of(study)

@@ -19,7 +19,7 @@ from peregrine.frozen import NOT_AVAILABLE
 from peregrine.reporting.collect import read_collected
 from peregrine.reporting.document_claims import printed_claim
 from peregrine.reporting.figures import pictures
-from peregrine.reporting.published import Cells, Published, read_published
+from peregrine.reporting.published import Cells, Published, published_of
 from peregrine.reporting.scope import left_out, shows_figure, shows_table
 from peregrine.reporting.stands_in import stands_in, unverified
 from peregrine.reporting.tables import overlaid
@@ -67,7 +67,7 @@ def document(project: Project, study: Study, collected: Collected, config: Path)
     """
     cells, scale = project.of(study.name), project.scale.name
     _check(project, study, collected)
-    published = read_published(config / "published" / f"{study.name}.csv")
+    published = published_of(study, config)
     labels = {name: row.label for name, row in study.rows.items()}
     tables = [table for table in study.tables if shows_table(table, cells, published)]
     figures = [figure for figure in study.figures if shows_figure(figure, cells)]

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+from peregrine.config.study import Study
 from peregrine.errors import UserError
 
 UNITS = {"1": 1.0, "%": 0.01}
@@ -39,6 +40,13 @@ class Published(NamedTuple):
 
 Cells = dict[tuple[str, str, str], Published]
 """By (table, row, column)."""
+
+
+def published_of(study: Study, config: Path) -> Cells:
+    """What is published of a study: nothing where none of its tables names a published one."""
+    if not any(table.published for table in study.tables):
+        return {}
+    return read_published(config / "published" / f"{study.name}.csv")
 
 
 def read_published(path: Path) -> Cells:
