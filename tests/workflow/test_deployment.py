@@ -103,7 +103,8 @@ def test_every_step_runs_in_the_conda_environment(deployed):
     made = [line for line in deployed.lines("asked") if line.startswith("env create")]
     assert len(made) == 1  # one environment for all rules
     steps = ("prepare", "pretrain", "extract", "evaluate", "diagnose", "collect", "report")
-    assert len(deployed.lines("used")) == len(steps) + 2  # index and gate
+    others = ("theory", "theory_report", "index", "verdict_gate")
+    assert len(deployed.lines("used")) == len(steps) + len(others)
     assert (deployed.folder / "reports/tiny/falcon.pdf").stat().st_size > 10_000
     assert (deployed.folder / "results/tiny/verdict_gate.txt").is_file()
 
@@ -121,7 +122,7 @@ def test_the_report_of_snakemake_needs_no_network(deployed, tmp_path):
     assert not (tmp_path / "tried").exists()
     text = (deployed.folder / "report.html").read_text(encoding="utf-8")
     categories = json.loads(re.search(r"var categories = (.*);\n", text).group(1))
-    assert set(categories) == {"falcon"}
+    assert set(categories) == {"falcon", "theory"}
     assert set(categories["falcon"]) == {"Figures", "Tables", "Report"}
     figures = deployed.folder.glob("results/tiny/falcon/figures/*.svg")
     drawn = sorted(str(path.relative_to(deployed.folder)) for path in figures)
