@@ -1,5 +1,6 @@
 """What a method is: an encoder, a loss, and something to evaluate. The loop knows no more."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import groupby
@@ -76,6 +77,21 @@ def features_of(backbone: nn.Module, images: list[Tensor]) -> list[Tensor]:
         same = list(group)
         features += backbone(torch.cat(same)).chunk(len(same))
     return features
+
+
+@torch.no_grad()
+def follow(
+    slow: nn.Module, *fast: nn.Module, progress: Progress, start: float, end: float = 1.0
+) -> None:
+    """Exponential moving average: `slow` holds copies of `fast`, in their order.
+
+    The momentum rises from `start` to `end` along a cosine over the run (Grill et al. 2020).
+    """
+    share = math.cos(math.pi * progress.step / max(progress.total_steps, 1))
+    momentum = end - (end - start) * (share + 1) / 2
+    online = [parameter for module in fast for parameter in module.parameters()]
+    for target, parameter in zip(slow.parameters(), online, strict=True):
+        target.lerp_(parameter, 1 - momentum)
 
 
 class Method(nn.Module, ABC):

@@ -7,7 +7,6 @@ code it was read from: three linear layers in the head, prototypes untrained for
 """
 
 import copy
-import math
 from typing import Literal
 
 import torch
@@ -25,6 +24,7 @@ from peregrine.methods.base import (
     Setting,
     by_role,
     features_of,
+    follow,
 )
 from peregrine.methods.feature_augmentation import cosines
 
@@ -154,11 +154,7 @@ class Dino(Method):
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:
         o = self.options
-        share = math.cos(math.pi * progress.step / max(progress.total_steps, 1))
-        momentum = 1 - (1 - o.ema_start) * (share + 1) / 2
-        student = [*self.backbone.parameters(), *self.head.parameters()]
-        for slow, fast in zip(self.teacher.parameters(), student, strict=True):
-            slow.lerp_(fast, 1 - momentum)
+        follow(self.teacher, self.backbone, self.head, progress=progress, start=o.ema_start)
         self.centre.lerp_(torch.cat(self._newest).mean(dim=0), 1 - o.centre_momentum)
         self._newest = []
 

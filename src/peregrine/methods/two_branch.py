@@ -18,7 +18,6 @@ arXiv 2410.12396 has the framework; definitions are declared in feature-augmenta
 """
 
 import copy
-import math
 from typing import Literal
 
 import torch
@@ -35,6 +34,7 @@ from peregrine.methods.base import (
     Setting,
     by_role,
     features_of,
+    follow,
 )
 from peregrine.methods.criteria import cosine, infonce, infonce_queue, nt_xent
 from peregrine.methods.feature_augmentation import (
@@ -223,11 +223,8 @@ class TwoBranch(Method):
     def after_step(self, progress: Progress) -> None:
         o = self.options
         if self.target is not None:
-            share = math.cos(math.pi * progress.step / max(progress.total_steps, 1))
-            momentum = o.ema_end - (o.ema_end - o.ema_start) * (share + 1) / 2
-            online = [*self.backbone.parameters(), *self.projector.parameters()]
-            for slow, fast in zip(self.target.parameters(), online, strict=True):
-                slow.lerp_(fast, 1 - momentum)
+            fast = self.backbone, self.projector
+            follow(self.target, *fast, progress=progress, start=o.ema_start, end=o.ema_end)
         if self._newest:  # of every batch that went through `losses` since the last step
             self.queue.push(torch.cat(self._newest))
         self._newest = []
