@@ -22,7 +22,7 @@ def printed_claim(
     Returns:
         Its texts, and those of the tests for which the scale has rows; `lacking` counts the others.
     """
-    said: set[int] = set()
+    said: set[int | str] = set()
     verdict, _, scale = claim["verdict"].partition(" @")
     return {
         "id": claim["id"],
@@ -83,14 +83,20 @@ def _test_numbers(test: Mapping[str, Any]) -> str:
     return f"{text}, {test['seeds']}{NO_BREAK}seed{'s' if test['seeds'] != 1 else ''}"
 
 
-def _test_notes(test: Mapping[str, Any], said: set[int]) -> Iterator[str]:
+def _test_notes(test: Mapping[str, Any], said: set[int | str]) -> Iterator[str]:
     """The remark of a test, its power in the unit of its effect.
 
-    `said` holds the numbers of seeds for which the claim has already said what power means.
+    `said` holds what the claim has already said: rows that are not run, and the numbers of seeds
+    for which it stands there what power means.
     """
     for part in filter(None, test["remark"].split("; ")):
         if part.startswith("no seed has"):
             yield "not measured on every row"
+        elif part.startswith("not run at scale"):
+            scale, _, rows = part.partition(": ")
+            if part not in said:
+                yield f"{scale}: {listed(rows.split(', '))}" if rows else part
+            said.add(part)
         elif not part.startswith(("undecided", "contradicted")):
             yield part
     if test["verdict"] == "undecided" and test["detectable"] is not None:
