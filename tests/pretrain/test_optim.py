@@ -11,6 +11,7 @@ from peregrine.config.models import OptimizerSpec
 from peregrine.pretrain.optim import (
     Schedule,
     build_optimizer,
+    clip_gradients,
     decay_at,
     effective_lr,
     set_rates,
@@ -39,6 +40,23 @@ def test_a_run_shorter_than_its_warm_up():
     schedule = Schedule(base=1.0, start=0.0, warmup_steps=10, total_steps=5)
     assert [schedule.at(step) for step in range(5)] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
     assert Schedule(1.0, 0.0, 0, 0).at(0) == 1.0
+
+
+def test_the_cosine_ends_where_it_is_told():
+    schedule = Schedule(base=1.0, start=0.0, warmup_steps=0, total_steps=6, end=0.2)
+    # .2 + .8 (1 + cos(k pi / 6)) / 2 at k = 0, 2, 3, 6.
+    assert [schedule.at(step) for step in (0, 2, 3, 6)] == pytest.approx([1.0, 0.8, 0.6, 0.2])
+
+
+def test_gradients_are_clipped_each_by_itself():
+    long, short, without = (nn.Parameter(torch.zeros(2)) for _ in range(3))
+    long.grad, short.grad = torch.tensor([3.0, 4.0]), torch.tensor([0.3, 0.4])
+    clip_gradients([long, short, without], 1.0)
+    assert long.grad.tolist() == pytest.approx([0.6, 0.8], abs=1e-5)  # norm 5
+    assert short.grad.tolist() == pytest.approx([0.3, 0.4])  # norm .5 is left alone
+    assert without.grad is None
+    clip_gradients([long], 0.0)
+    assert long.grad.tolist() == pytest.approx([0.6, 0.8], abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["adam", "sgd"])

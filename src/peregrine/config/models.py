@@ -159,6 +159,10 @@ class OptimizerSpec(Model):
     clip: bool = Field(False, description="No layer's rate is above lr, LARS only.")
     warmup_epochs: float = Field(10, ge=0, description="Linear, per step.")
     warmup_start: float = Field(3e-5, ge=0, description="Learning rate of the first step.")
+    lr_end: float = Field(0.0, ge=0, description="Effective rate at which the cosine ends.")
+    clip_norm: float = Field(
+        0.0, ge=0, description="Largest norm of a parameter's gradient, each by itself; 0: any."
+    )
 
 
 class ProbeSpec(Model):

@@ -38,7 +38,14 @@ from peregrine.pretrain.accumulate import accumulate
 from peregrine.pretrain.checkpoint import Position
 from peregrine.pretrain.device import autocast, circumstances, set_precision
 from peregrine.pretrain.monitor import monitors
-from peregrine.pretrain.optim import Schedule, build_optimizer, decay_at, effective_lr, set_rates
+from peregrine.pretrain.optim import (
+    Schedule,
+    build_optimizer,
+    clip_gradients,
+    decay_at,
+    effective_lr,
+    set_rates,
+)
 from peregrine.streams import generator, seeded_init
 
 MONITOR_IMAGES = 256
@@ -63,7 +70,7 @@ class Trainer:
         self.method = build_method(run, seed, channels=len(data.mean), train_images=n).to(device)
         with seeded_init(seed, "probe"):
             self.probe = nn.Linear(self.method.backbone.features, len(data.classes)).to(device)
-        self.schedule = self._schedule(run.optimizer.lr)
+        self.schedule = self._schedule(run.optimizer.lr, run.optimizer.lr_end)
         self.probe_schedule = self._schedule(run.probe.lr)
         self.optimizer = build_optimizer(
             run.optimizer, self.method.parameters(), self.schedule.base
@@ -72,11 +79,12 @@ class Trainer:
         picks = torch.randperm(n, generator=generator(seed, "order", -1))
         self.watched = self.normalised(self.images.whole(picks[:MONITOR_IMAGES].to(device)))
 
-    def _schedule(self, lr: float) -> Schedule:
+    def _schedule(self, lr: float, end: float = 0.0) -> Schedule:
         spec, steps = self.run.optimizer, self.steps
         base = effective_lr(lr, self.run.batch_size)
         total = self.run.epochs * steps
-        return Schedule(base, spec.warmup_start, spec.warmup_epochs * steps, total)
+        warmup = spec.warmup_epochs * steps
+        return Schedule(base, spec.warmup_start, warmup, total, end)
 
     def normalised(self, images: Tensor) -> Tensor:
         """float32 [n, c, h, w] in [0, 1] with the data set's mean and sd taken out."""
@@ -120,6 +128,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         precision = partial(autocast, self.device, self.run.precision)
         terms, online = accumulate(self.method, views, now, self.run.accumulate, precision)
+        clip_gradients(self.method.parameters(), spec.clip_norm)
         self.optimizer.step()
         self.method.after_step(now)
 

@@ -17,19 +17,21 @@ def effective_lr(lr: float, batch_size: int) -> float:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up per step from `start`, then a cosine to 0; `base` is the effective peak."""
+    """Linear warm-up per step from `start` to the effective peak `base`, then a cosine to `end`."""
 
     base: float
     start: float
     warmup_steps: float
     total_steps: int
+    end: float = 0.0
 
     def at(self, step: int) -> float:
         """Learning rate of step 0, 1, ... total_steps - 1."""
         if step < self.warmup_steps:
             return self.start + (self.base - self.start) * step / self.warmup_steps
         rest = max(self.total_steps - self.warmup_steps, 1)
-        return self.base * 0.5 * (1 + math.cos(math.pi * (step - self.warmup_steps) / rest))
+        left = 0.5 * (1 + math.cos(math.pi * (step - self.warmup_steps) / rest))
+        return self.end + (self.base - self.end) * left
 
 
 def decay_at(spec: OptimizerSpec, step: int, total_steps: int) -> float:
@@ -74,3 +76,14 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float, decay: float | None =
         group["lr"] = lr
         if decay is not None and not group.get("excluded"):
             group["weight_decay"] = decay
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], norm: float) -> None:
+    """Scale every gradient whose own norm exceeds `norm`; 0 leaves all as they are.
+
+    Parameter by parameter, as DINO's code does, not by the norm of all together.
+    """
+    if norm:
+        gradients = [each.grad for each in parameters if each.grad is not None]
+        for gradient, size in zip(gradients, torch._foreach_norm(gradients), strict=True):
+            gradient.mul_((norm / (size + 1e-6)).clamp(max=1.0))
