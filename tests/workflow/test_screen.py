@@ -52,3 +52,13 @@ def test_a_wrong_override_is_a_line_and_plans_nothing(fresh, override, line):
     assert [each for each in text.splitlines() if each.startswith(line)]
     assert "Traceback" not in text and "Job 0" not in text
     assert not (fresh / "results").exists()
+
+
+def test_an_unknown_data_set_is_refused_before_anything_runs(fresh):
+    scale = fresh / "config/scales/tiny.yaml"
+    before = scale.read_text()
+    scale.write_text(before.replace("name: digits", "name: digit"))
+    done = snakemake(fresh, "-n")
+    scale.write_text(before)
+    assert "data set 'digit' is unknown; did you mean 'digits'?" in done.stdout + done.stderr
+    assert done.returncode == 1 and "Job 0" not in done.stdout + done.stderr

@@ -12,12 +12,15 @@ from peregrine.config.identity import digest
 from peregrine.config.load import load, load_config
 from peregrine.config.machine import jobs_per_gpu, visible_gpus
 from peregrine.config.models import SourceSpec
+from peregrine.data.sources import source
 from peregrine.errors import UserError
 
 try:
     PROJECT = load(Path("config"), **config)
     STEPS_SEE = load_config(Path("config"), scale=PROJECT.scale.name)
     GPU_PLACES = len(visible_gpus()) * jobs_per_gpu()
+    for name in sorted({run.dataset.name for run in PROJECT.runs().values()}):
+        source(name)
 except UserError as error:
     raise WorkflowError(str(error))
 
