@@ -1,11 +1,12 @@
 """Random views of a batch of images, made on the images' device without a data loader.
 
 A view is, in this order: random resized crop and flip, colour jitter, grey, blur, solarise,
-normalise. Every random number comes from one generator and is drawn before a pixel is touched, in a
-count that depends on the number of views alone. The deterministic pieces equal
-torchvision.transforms.v2.functional on float images in [0, 1], with a parameter per image; the
-distributions are those of RandomResizedCrop, RandomHorizontalFlip, ColorJitter (with an order of
-its operations per image), RandomGrayscale, GaussianBlur and RandomSolarize. Parameters are host
+RandAugment (on the view rounded to 8 bits), normalise. Every random number comes from one generator
+and is drawn before a pixel is touched, in a count that depends on the numbers of views and of
+RandAugment's operations alone. The deterministic pieces equal torchvision.transforms.v2.functional
+on float images in [0, 1] (RandAugment: on uint8 ones), with a parameter per image; distributions
+are those of RandomResizedCrop, RandomHorizontalFlip, ColorJitter (with an order of its operations
+per image), RandomGrayscale, GaussianBlur, RandomSolarize and RandAugment. Parameters are host
 tensors: the host then has nothing computed in vain and never waits for a GPU.
 """
 
@@ -20,13 +21,14 @@ from torch import Tensor
 
 from peregrine.data.colour import ORDERS, jitter_colours, solarise, to_grey
 from peregrine.data.ragged import Ragged
+from peregrine.data.randaugment import draw_operations, randaugment
 from peregrine.data.resample import blur_kernel_size, gaussian_blur, resized_crop, send
 
 if TYPE_CHECKING:
     from peregrine.config.models import ViewSpec
 
 ATTEMPTS = 10  # of RandomResizedCrop, before it falls back to a central crop
-DRAWS = 2 * ATTEMPTS + 13  # random numbers per view of an image, whatever its settings
+DRAWS = 2 * ATTEMPTS + 13  # random numbers per view of an image, RandAugment's aside
 CPU_CHUNK = 2**18  # floats made at a time: 1 MB and its temporaries stay in a core's cache
 RAGGED_CHUNK = 2**27  # the same on a GPU, for images of many sizes: 512 MB, and less to be padded
 
@@ -55,7 +57,10 @@ class Views:
 
 @dataclass
 class Parameters:
-    """Host tensors [n, v] for v views of n images, or [m]; box and factors have a last [4]."""
+    """Host tensors [n, v] for v views of n images, or [m]; box and factors have a last [4].
+
+    Those of RandAugment have a last [k].
+    """
 
     box: Tensor  # top, left, height, width in px
     flip: Tensor  # bool, as jitter, grey, blur and solarise
@@ -66,6 +71,8 @@ class Parameters:
     blur: Tensor
     sigma: Tensor  # px
     solarise: Tensor
+    operations: Tensor  # of RandAugment
+    amounts: Tensor  # likewise
 
     def flat(self, images: slice | Tensor, views: Sequence[int]) -> "Parameters":
         """Those of some images and views, image by image: [n, v] -> [m]."""
@@ -114,18 +121,20 @@ def make_views(
     for number, s in enumerate(spec):
         strengths = (s.brightness, s.contrast, s.saturation, s.hue)
         active = tuple(op for op, strength in enumerate(strengths) if strength > 0 and s.jitter > 0)
-        batches.setdefault((s.size, active, s.solarise_threshold), []).append(number)
+        settings = (s.size, active, s.solarise_threshold, s.randaugment > 0)
+        batches.setdefault(settings, []).append(number)
     offsets = [0, *accumulate(s.count for s in spec)]
     images: dict[int, Tensor] = {}
     # Autocast would turn the crops' matrix products into bfloat16.
     with torch.autocast(device.type, enabled=False):
-        for (size, active, threshold), members in batches.items():
+        for settings, members in batches.items():
+            size = settings[0]
             views = [view for m in members for view in range(offsets[m], offsets[m + 1])]
             out = torch.empty(len(views), n, c, size, size, device=device)
             floats = n * c * max(h * w, len(views) * size * size)
             for part, pixels in _parts(images_uint8, floats):
                 p = parameters.flat(part, views)
-                made = _transform(pixels, p, size, active, threshold)
+                made = _transform(pixels, p, *settings)
                 by_view = made.unflatten(0, (-1, len(views))).transpose(0, 1)
                 if isinstance(part, slice):
                     torch.addcmul(shift, by_view, scale, out=out[:, part])
@@ -177,7 +186,12 @@ def _check(
 
 
 def _transform(
-    images_uint8: Tensor, p: Parameters, size: int, active: tuple[int, ...], threshold: float
+    images_uint8: Tensor,
+    p: Parameters,
+    size: int,
+    active: tuple[int, ...],
+    threshold: float,
+    randaugmented: bool = False,
 ) -> Tensor:
     """Views on the [0, 1] scale, [m, c, size, size], those of the first image first."""
     n, c, h, w = images_uint8.shape
@@ -191,6 +205,9 @@ def _transform(
         _replace(images, p.grey, to_grey)
     _replace(images, p.blur, lambda x, s: gaussian_blur(x, s, blur_kernel_size(size)), p.sigma)
     _replace(images, p.solarise, lambda x: solarise(x, threshold))
+    if randaugmented:
+        rounded = images.clamp_(0, 1).mul_(255).round_().byte()
+        images = randaugment(rounded, p.operations, p.amounts) / 255
     return images
 
 
@@ -212,7 +229,7 @@ def draw_parameters(
     width: int | Tensor,
     generator: torch.Generator,
 ) -> Parameters:
-    """Draw the parameters of all views of n images, DRAWS numbers each.
+    """Draw the parameters of all views of n images, DRAWS numbers each and RandAugment's.
 
     height and width in px are those of all images, or float64 [n, 1, 1].
     """
@@ -235,7 +252,8 @@ def draw_parameters(
     order = (u[..., -11] * len(ORDERS)).long()
     boxes = crop_boxes(u[..., :-11], height, width, low[:, :2], high[:, :2])
     factors, sigma = in_range[..., :4], in_range[..., 4]
-    return Parameters(boxes, flip, jitter, order, factors, grey, blur, sigma, inverted)
+    drawn = draw_operations(views, n, generator)
+    return Parameters(boxes, flip, jitter, order, factors, grey, blur, sigma, inverted, *drawn)
 
 
 def crop_boxes(
