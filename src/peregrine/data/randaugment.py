@@ -2,14 +2,13 @@
 
 An image gets N operations in sequence, each drawn from torchvision.transforms.v2.RandAugment's 14
 with the one magnitude M of 31 and, where the operation has one, a random sign; nearest
-interpolation, black outside. Images are sorted by operation, so the work is done on at most 14
-slices: shears, translations and rotations by one grid of positions, what maps pixel values to pixel
-values by a table of 256 per image and channel. Operations and amounts are host tensors.
+interpolation, black outside. Images are sorted by operation, so that each is one call for all its
+images: shears, translations and rotations by a grid of positions, whatever maps pixel values to
+pixel values by a table of 256 per image and channel. Operations and amounts are host tensors.
 """
 
-from collections.abc import Sequence
-from functools import lru_cache
-from itertools import accumulate, pairwise
+from collections.abc import Callable, Sequence
+from math import ceil
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,22 +21,14 @@ from peregrine.data.resample import send
 if TYPE_CHECKING:
     from peregrine.config.models import ViewSpec
 
-OPERATIONS = (
-    *("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"),
-    *("Brightness", "Contrast", "Posterize", "Solarize", "AutoContrast", "Equalize"),
-    *("Color", "Sharpness"),
-)
-"""torchvision's names, in an order that puts geometry first and tables after it."""
-SIGNED = frozenset(OPERATIONS) - {"Identity", *OPERATIONS[8:12]}
 BINS = 31  # of magnitudes
-
-Rows = dict[str, slice]  # of the images that get an operation
+CPU_PIECE = 2**17  # pixel values that an operation works on at a time: they stay in a core's cache
 
 
 def draw_operations(
     views: "Sequence[ViewSpec]", n: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Operations [n, v, k] (int64, indices into OPERATIONS) and their amounts (float32).
+    """Operations [n, v, k] (int64, numbers in OPERATIONS) and their amounts (float32).
 
     k is the largest `randaugment` of the v views; those with less get Identity beyond theirs. Two
     numbers an operation are drawn, none where k is 0. Amounts are in the units of `amounts`.
@@ -79,52 +70,70 @@ def randaugment(images: Tensor, operations: Tensor, amounts: Tensor) -> Tensor:
     uint8 tensors; only where a shear has its origin half-way between two pixels it may take the
     other one. With one channel Color changes nothing, as there.
     """
+    numbers = torch.cat([amounts[..., None], _origins(operations, amounts, images.shape[3])], 2)
+    piece = ceil(CPU_PIECE / images[0].numel()) if images.device.type == "cpu" else len(images)
     place = torch.arange(len(images))
-    for operation, amount in zip(operations.unbind(1), amounts.unbind(1)):
+    for step, operation in enumerate(operations.unbind(1)):
         order = operation[place].argsort(stable=True)
         place = place[order]
         images = images.index_select(0, send(order, images.device))
-        ends = [0, *accumulate(operation.bincount(minlength=len(OPERATIONS)).tolist())]
-        rows = {name: slice(*pair) for name, pair in zip(OPERATIONS, pairwise(ends))}
-        _apply_(images, amount[place], rows)
+        given = send(numbers[place, step], images.device)[..., None, None]
+        counts = operation.bincount(minlength=len(OPERATIONS)).tolist()
+        groups = zip(OPERATIONS.values(), images.split(counts), given.split(counts))
+        for apply, group, its in groups:
+            if apply and len(group):
+                for part, some in zip(group.split(piece), its.split(piece)):
+                    part.copy_(apply(part, some))
     return images.index_select(0, send(place.argsort(), images.device))
 
 
-def _apply_(images: Tensor, amount: Tensor, rows: Rows) -> None:
-    """One operation an image, in place; images and amount, host [m], are sorted by operation."""
-    moved = slice(rows["ShearX"].start, rows["Rotate"].stop)
-    images[moved] = _move(images[moved], _origins(amount, rows, images.shape[3])[moved])
+def _origins(operations: Tensor, amounts: Tensor, size: int) -> Tensor:
+    """[m, k, 6] on the host: the affine map from a pixel to its origin, from the centre, in px.
 
-    amount = send(amount, images.device)[:, None, None, None]
-    mapped = slice(rows["Brightness"].start, rows["Equalize"].stop)
-    levels = torch.arange(256.0, device=images.device)
-    tables = [
-        table(levels, amount[rows[name], 0], images[rows[name]]) for name, table in TABLES.items()
-    ]
-    tables = torch.cat([each.byte().expand(-1, images.shape[1], -1) for each in tables])
-    pixels = images[mapped].flatten(2)
-    images[mapped] = tables.gather(2, pixels.long()).view_as(images[mapped])
+    Shears keep the upper or the left border, the others the centre, as in torchvision. In the units
+    of grid_sample, where half the size is 1.
+    """
+    by = amounts.double()
+    maps = torch.eye(2, 3, dtype=by.dtype).repeat(*by.shape, 1, 1)
+    for axis, letter in enumerate("XY"):
+        sheared, shifted = (operations == NUMBER[f"{x}{letter}"] for x in ("Shear", "Translate"))
+        maps[..., axis, 1 - axis] += by * sheared
+        maps[..., axis, 2] += by * sheared * (size / 2) - by * shifted
+    angle = (by * (operations == NUMBER["Rotate"])).deg2rad()
+    maps[..., 0, 0] = maps[..., 1, 1] = angle.cos()
+    maps[..., 0, 1] -= angle.sin()
+    maps[..., 1, 0] += angle.sin()
+    return maps.float().div_(size / 2).flatten(2)
 
-    if images.shape[1] == 3:
-        old, by = images[rows["Color"]].float(), amount[rows["Color"]]
-        images[rows["Color"]] = _mix(old * (1 + by), to_grey(old).floor_(), -by)
 
-    old = images[rows["Sharpness"]].float()
-    inner = old[..., 1:-1, 1:-1]
-    lines = old[..., :-2, :] + old[..., 1:-1, :] + old[..., 2:, :]
-    smooth = (lines[..., :-2] + lines[..., 1:-1] + lines[..., 2:]).add_(inner, alpha=4)
-    smooth.div_(13).round_().sub_(inner)
-    images[rows["Sharpness"], :, 1:-1, 1:-1] = _mix(inner, smooth, -amount[rows["Sharpness"]])
+def _move(images: Tensor, given: Tensor) -> Tensor:
+    """The nearest pixel to each pixel's origin, black where that is outside."""
+    size = images.shape[-1]
+    x = torch.linspace((1 - size) / 2, (size - 1) / 2, size, device=images.device)
+    # By hand and not as a matrix product, which may be in TF32 on a GPU.
+    across, down, shift = given[:, 1:].unflatten(1, (2, 3)).unbind(2)
+    grid = (across * x + down * x[:, None] + shift).permute(0, 2, 3, 1)
+    return grid_sample(images.float(), grid, "nearest", "zeros", align_corners=False)
+
+
+def _mapped(
+    table: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The operation that looks pixels up in a table [m, c or 1, 256] of values in [0, 256).
+
+    `table` makes it from the old values, amounts [m, 1, 1] and the images.
+    """
+
+    def apply(images: Tensor, given: Tensor) -> Tensor:
+        levels = torch.arange(256.0, device=images.device)
+        new = table(levels, given[:, 0], images).byte().expand(-1, images.shape[1], -1)
+        return new.gather(2, images.flatten(2).long()).view_as(images)
+
+    return apply
 
 
 def _mix(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
-    """uint8 of first + weight * second, rounded once to float32, as a fused multiply-add does.
-
-    torch.add(first, second, alpha=weight) in torchvision is one. Where both are the same grey, the
-    sum is a whole number that another rounding would push below itself, and uint8 cuts off.
-    """
-    mixed = torch.addcmul(first.double(), second.double(), weight.double())
-    return mixed.float().clamp_(0, 255).byte()
+    return torch.addcmul(first, second, weight).clamp_(0, 255)
 
 
 def _contrast(levels: Tensor, by: Tensor, images: Tensor) -> Tensor:
@@ -157,45 +166,36 @@ def _equalize(levels: Tensor, _: Tensor, images: Tensor) -> Tensor:
     return torch.where(step > 0, new, levels)
 
 
-# New values [m, c or 1, 256] of the levels, from amounts [m, 1, 1] and images, in [0, 255].
-TABLES = {
-    "Brightness": lambda levels, by, images: (levels * (1 + by)).clamp_(0, 255),
-    "Contrast": _contrast,
-    "Posterize": _posterize,
-    "Solarize": lambda levels, at, images: torch.where(levels >= at, 255 - levels, levels),
-    "AutoContrast": _autocontrast,
-    "Equalize": _equalize,
+def _colour(images: Tensor, given: Tensor) -> Tensor:
+    if images.shape[1] == 1:
+        return images
+    old, by = images.float(), given[:, :1]
+    return _mix(old * (1 + by), to_grey(old).floor_(), -by)
+
+
+def _sharpen(images: Tensor, given: Tensor) -> Tensor:
+    """Away from or towards a blur by [[1, 1, 1], [1, 5, 1], [1, 1, 1]] / 13; borders stay."""
+    new = images.float()
+    inner = new[..., 1:-1, 1:-1]
+    lines = new[..., :-2, :] + new[..., 1:-1, :] + new[..., 2:, :]
+    blur = (lines[..., :-2] + lines[..., 1:-1] + lines[..., 2:]).add_(inner, alpha=4)
+    inner.copy_(_mix(inner, blur.div_(13).round_().sub_(inner), -given[:, :1]))
+    return new
+
+
+OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor] | None] = {
+    "Identity": None,
+    **dict.fromkeys(("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"), _move),
+    "Brightness": _mapped(lambda levels, by, _: (levels * (1 + by)).clamp_(0, 255)),
+    "Color": _colour,
+    "Contrast": _mapped(_contrast),
+    "Sharpness": _sharpen,
+    "Posterize": _mapped(_posterize),
+    "Solarize": _mapped(lambda levels, at, _: torch.where(levels >= at, 255 - levels, levels)),
+    "AutoContrast": _mapped(_autocontrast),
+    "Equalize": _mapped(_equalize),
 }
-
-
-def _origins(amount: Tensor, rows: Rows, size: int) -> Tensor:
-    """[m, 2, 3] on the host: where a pixel comes from, both in px from the centre.
-
-    Shears keep the upper or the left border, the others the centre, as in torchvision.
-    """
-    by = amount.double()
-    matrices = torch.eye(2, 3, dtype=by.dtype).repeat(len(by), 1, 1)
-    for axis, letter in enumerate("XY"):
-        sheared, shifted = rows[f"Shear{letter}"], rows[f"Translate{letter}"]
-        matrices[sheared, axis, 1 - axis] = by[sheared]
-        matrices[sheared, axis, 2] = by[sheared] * (size / 2)
-        matrices[shifted, axis, 2] = -by[shifted]
-    angle = by[rows["Rotate"]].deg2rad()
-    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1)
-    matrices[rows["Rotate"], :, :2] = turn.view(-1, 2, 2)
-    return matrices.float()
-
-
-def _move(images: Tensor, matrices: Tensor) -> Tensor:
-    """The nearest pixel to each pixel's origin, 0 outside."""
-    size = images.shape[-1]
-    # By hand and not as a matrix product, which may be in TF32 on a GPU.
-    across, down, shift = send(matrices / (size / 2), images.device)[..., None, None].unbind(2)
-    x = _centred(size, images.device)
-    grid = (across * x + down * x[:, None] + shift).permute(0, 2, 3, 1)
-    return grid_sample(images.float(), grid, "nearest", "zeros", align_corners=False).byte()
-
-
-@lru_cache(maxsize=16)
-def _centred(size: int, device: torch.device) -> Tensor:
-    return torch.linspace((1 - size) / 2, (size - 1) / 2, size, device=device)
+"""torchvision's names and order. Each takes uint8 images [m, c, s, s] and [m, 7, 1, 1], amounts and
+origins, and returns values in [0, 256), of which uint8 keeps the whole part."""
+NUMBER = {name: number for number, name in enumerate(OPERATIONS)}
+SIGNED = list(OPERATIONS)[1:10]

@@ -121,25 +121,34 @@ def make_views(
     for number, s in enumerate(spec):
         strengths = (s.brightness, s.contrast, s.saturation, s.hue)
         active = tuple(op for op, strength in enumerate(strengths) if strength > 0 and s.jitter > 0)
-        settings = (s.size, active, s.solarise_threshold, s.randaugment > 0)
-        batches.setdefault(settings, []).append(number)
+        key = (s.size, active, s.solarise_threshold, s.randaugment > 0)
+        batches.setdefault(key, []).append(number)
     offsets = [0, *accumulate(s.count for s in spec)]
     images: dict[int, Tensor] = {}
     # Autocast would turn the crops' matrix products into bfloat16.
     with torch.autocast(device.type, enabled=False):
-        for settings, members in batches.items():
-            size = settings[0]
+        for (size, active, threshold, augmented), members in batches.items():
             views = [view for m in members for view in range(offsets[m], offsets[m + 1])]
-            out = torch.empty(len(views), n, c, size, size, device=device)
+            kind = torch.uint8 if augmented else torch.float32
+            out = torch.empty(len(views), n, c, size, size, device=device, dtype=kind)
             floats = n * c * max(h * w, len(views) * size * size)
             for part, pixels in _parts(images_uint8, floats):
                 p = parameters.flat(part, views)
-                made = _transform(pixels, p, *settings)
+                made = _transform(pixels, p, size, active, threshold)
                 by_view = made.unflatten(0, (-1, len(views))).transpose(0, 1)
-                if isinstance(part, slice):
+                if augmented:
+                    by_view = by_view.clamp_(0, 1).mul_(255).round_()
+                    rows = part if isinstance(part, slice) else send(part, device)
+                    out[:, rows] = by_view.to(out.dtype)
+                elif isinstance(part, slice):
                     torch.addcmul(shift, by_view, scale, out=out[:, part])
                 else:
                     out.index_copy_(1, send(part, device), torch.addcmul(shift, by_view, scale))
+            if augmented:
+                drawn = (parameters.operations, parameters.amounts)
+                drawn = (x[:, views].transpose(0, 1).flatten(0, 1) for x in drawn)
+                out = randaugment(out.flatten(0, 1), *drawn).view_as(out)
+                out = (out * (scale / 255)).add_(shift)
             images.update(zip(members, out.split([spec[m].count for m in members])))
     return Views([ViewGroup(s.role, images[number]) for number, s in enumerate(spec)])
 
@@ -191,7 +200,6 @@ def _transform(
     size: int,
     active: tuple[int, ...],
     threshold: float,
-    randaugmented: bool = False,
 ) -> Tensor:
     """Views on the [0, 1] scale, [m, c, size, size], those of the first image first."""
     n, c, h, w = images_uint8.shape
@@ -205,9 +213,6 @@ def _transform(
         _replace(images, p.grey, to_grey)
     _replace(images, p.blur, lambda x, s: gaussian_blur(x, s, blur_kernel_size(size)), p.sigma)
     _replace(images, p.solarise, lambda x: solarise(x, threshold))
-    if randaugmented:
-        rounded = images.clamp_(0, 1).mul_(255).round_().byte()
-        images = randaugment(rounded, p.operations, p.amounts) / 255
     return images
 
 
