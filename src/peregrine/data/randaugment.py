@@ -160,7 +160,7 @@ def _equalize(levels: Tensor, _: Tensor, images: Tensor) -> Tensor:
     counts = torch.zeros(*images.shape[:2], 256, device=images.device)
     counts.scatter_add_(2, pixels, counts.new_ones(1).expand_as(pixels))
     below = counts.cumsum(2)
-    last = counts.gather(2, below.argmax(2, keepdim=True))
+    last = counts.gather(2, pixels.amax(2, keepdim=True))
     step = ((pixels.shape[2] - last) / 255).floor_()
     new = (below - counts + (step / 2).floor_()).div_(step.clamp_min(1)).floor_().clamp_(max=255)
     return torch.where(step > 0, new, levels)
