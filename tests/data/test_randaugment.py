@@ -59,6 +59,8 @@ def assert_equal(got, expected, name, size, magnitude):
     difference = (got.int() - expected.int()).abs()
     if name in SUMS:
         assert difference.max() <= 1
+        if name == "Sharpness":  # whose blur is a whole number, or a tenth of the values differ
+            assert (difference > 0).float().mean() < 0.01
     elif name in ("ShearX", "ShearY") and (size, magnitude) == (96, 20):
         # One line in five has its origins half-way between two pixels (shear of .2 from the centre
         # of a pixel), where the last bit decides; measured: .9 % of the values.
