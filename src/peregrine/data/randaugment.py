@@ -67,8 +67,9 @@ def randaugment(images: Tensor, operations: Tensor, amounts: Tensor) -> Tensor:
 
     images is uint8 [m, c, s, s] with c 1 or 3; on the host, operations and amounts are [m, k] as
     `draw_operations` gives them. Returns uint8, what torchvision.transforms.v2.functional makes of
-    uint8 tensors; only where a shear has its origin half-way between two pixels it may take the
-    other one. With one channel Color changes nothing, as there.
+    uint8 tensors, but for two roundings: a shear whose origin is half-way between two pixels may
+    take the other one, and Color, Contrast and Sharpness may be one level off where a processor
+    does not fuse multiplying and adding. With one channel Color changes nothing, as there.
     """
     numbers = torch.cat([amounts[..., None], _origins(operations, amounts, images.shape[3])], 2)
     piece = ceil(CPU_PIECE / images[0].numel()) if images.device.type == "cpu" else len(images)
