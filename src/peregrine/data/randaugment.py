@@ -8,6 +8,7 @@ pixel values by a table of 256 per image and channel. Operations and amounts are
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,8 @@ def draw_operations(
     """
     counts = torch.tensor([view.randaugment for view in views])
     k = int(counts.max())
+    if not k:
+        return counts.new_empty(n, len(views), 0), torch.empty(n, len(views), 0)
     shape = (n, len(views), k, 2)
     u = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64).cpu()
     operations = (u[..., 0] * len(OPERATIONS)).long() * (torch.arange(k) < counts[:, None])
@@ -44,6 +47,7 @@ def draw_operations(
     return operations, torch.where(signed & (u[..., 1] < 0.5), -1, 1) * size.transpose(0, 1)
 
 
+@lru_cache(maxsize=32)
 def amounts(magnitude: int, size: int) -> Tensor:
     """Amount of each operation [14] at one of 31 magnitudes, on images of `size` px.
 
