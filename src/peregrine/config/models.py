@@ -102,6 +102,10 @@ class ViewSpec(Model):
     blur_sigma: tuple[float, float] = Field((0.1, 2.0), description="Pixels.")
     solarise: Probability = 0.0
     solarise_threshold: Probability = 0.5
+    randaugment: int = Field(0, ge=0, description="Operations of RandAugment, the last step.")
+    magnitude: int = Field(
+        9, ge=0, le=30, description="Of RandAugment, in torchvision's bins: 30 is the whole range."
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> "ViewSpec":

@@ -1,34 +1,34 @@
 """Random views of a batch of images, made on the images' device without a data loader.
 
 A view is, in this order: random resized crop and flip, colour jitter, grey, blur, solarise,
-normalise. Every random number comes from one generator and is drawn before a pixel is touched, in a
-count that depends on the number of views alone. The deterministic pieces equal
-torchvision.transforms.v2.functional on float images in [0, 1], with a parameter per image; the
-distributions are those of RandomResizedCrop, RandomHorizontalFlip, ColorJitter (with an order of
-its operations per image), RandomGrayscale, GaussianBlur and RandomSolarize. Parameters are host
+RandAugment (on the view rounded to 8 bits), normalise. Every random number comes from one generator
+and is drawn before a pixel is touched, in a count that depends on the numbers of views and of
+RandAugment's operations alone. The deterministic pieces equal torchvision.transforms.v2.functional
+on float images in [0, 1] (RandAugment: on uint8 ones), with a parameter per image; distributions
+are those of RandomResizedCrop, RandomHorizontalFlip, ColorJitter (with an order of its operations
+per image), RandomGrayscale, GaussianBlur, RandomSolarize and RandAugment. Parameters are host
 tensors: the host then has nothing computed in vain and never waits for a GPU.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import accumulate, permutations
+from itertools import accumulate
 from math import ceil
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from peregrine.data.colour import ORDERS, jitter_colours, solarise, to_grey
 from peregrine.data.ragged import Ragged
+from peregrine.data.randaugment import draw_operations, randaugment
 from peregrine.data.resample import blur_kernel_size, gaussian_blur, resized_crop, send
 
 if TYPE_CHECKING:
     from peregrine.config.models import ViewSpec
 
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-ORDERS = tuple(permutations(range(4)))  # of the colour operations, by the number that is drawn
 ATTEMPTS = 10  # of RandomResizedCrop, before it falls back to a central crop
-DRAWS = 2 * ATTEMPTS + 13  # random numbers per view of an image, whatever its settings
+DRAWS = 2 * ATTEMPTS + 13  # random numbers per view of an image, RandAugment's aside
 CPU_CHUNK = 2**18  # floats made at a time: 1 MB and its temporaries stay in a core's cache
 RAGGED_CHUNK = 2**27  # the same on a GPU, for images of many sizes: 512 MB, and less to be padded
 
@@ -57,7 +57,10 @@ class Views:
 
 @dataclass
 class Parameters:
-    """Host tensors [n, v] for v views of n images, or [m]; box and factors have a last [4]."""
+    """Host tensors [n, v] for v views of n images, or [m]; box and factors have a last [4].
+
+    Those of RandAugment have a last [k].
+    """
 
     box: Tensor  # top, left, height, width in px
     flip: Tensor  # bool, as jitter, grey, blur and solarise
@@ -68,6 +71,8 @@ class Parameters:
     blur: Tensor
     sigma: Tensor  # px
     solarise: Tensor
+    operations: Tensor  # of RandAugment
+    amounts: Tensor  # likewise
 
     def flat(self, images: slice | Tensor, views: Sequence[int]) -> "Parameters":
         """Those of some images and views, image by image: [n, v] -> [m]."""
@@ -116,23 +121,34 @@ def make_views(
     for number, s in enumerate(spec):
         strengths = (s.brightness, s.contrast, s.saturation, s.hue)
         active = tuple(op for op, strength in enumerate(strengths) if strength > 0 and s.jitter > 0)
-        batches.setdefault((s.size, active, s.solarise_threshold), []).append(number)
+        key = (s.size, active, s.solarise_threshold, s.randaugment > 0)
+        batches.setdefault(key, []).append(number)
     offsets = [0, *accumulate(s.count for s in spec)]
     images: dict[int, Tensor] = {}
     # Autocast would turn the crops' matrix products into bfloat16.
     with torch.autocast(device.type, enabled=False):
-        for (size, active, threshold), members in batches.items():
+        for (size, active, threshold, augmented), members in batches.items():
             views = [view for m in members for view in range(offsets[m], offsets[m + 1])]
-            out = torch.empty(len(views), n, c, size, size, device=device)
+            kind = torch.uint8 if augmented else torch.float32
+            out = torch.empty(len(views), n, c, size, size, device=device, dtype=kind)
             floats = n * c * max(h * w, len(views) * size * size)
             for part, pixels in _parts(images_uint8, floats):
                 p = parameters.flat(part, views)
                 made = _transform(pixels, p, size, active, threshold)
                 by_view = made.unflatten(0, (-1, len(views))).transpose(0, 1)
-                if isinstance(part, slice):
+                if augmented:
+                    by_view = by_view.clamp_(0, 1).mul_(255).round_()
+                    rows = part if isinstance(part, slice) else send(part, device)
+                    out[:, rows] = by_view.to(out.dtype)
+                elif isinstance(part, slice):
                     torch.addcmul(shift, by_view, scale, out=out[:, part])
                 else:
                     out.index_copy_(1, send(part, device), torch.addcmul(shift, by_view, scale))
+            if augmented:
+                drawn = (parameters.operations, parameters.amounts)
+                drawn = (x[:, views].transpose(0, 1).flatten(0, 1) for x in drawn)
+                out = randaugment(out.flatten(0, 1), *drawn).view_as(out)
+                out = (out * (scale / 255)).add_(shift)
             images.update(zip(members, out.split([spec[m].count for m in members])))
     return Views([ViewGroup(s.role, images[number]) for number, s in enumerate(spec)])
 
@@ -179,7 +195,11 @@ def _check(
 
 
 def _transform(
-    images_uint8: Tensor, p: Parameters, size: int, active: tuple[int, ...], threshold: float
+    images_uint8: Tensor,
+    p: Parameters,
+    size: int,
+    active: tuple[int, ...],
+    threshold: float,
 ) -> Tensor:
     """Views on the [0, 1] scale, [m, c, size, size], those of the first image first."""
     n, c, h, w = images_uint8.shape
@@ -214,7 +234,7 @@ def draw_parameters(
     width: int | Tensor,
     generator: torch.Generator,
 ) -> Parameters:
-    """Draw the parameters of all views of n images, DRAWS numbers each.
+    """Draw the parameters of all views of n images, DRAWS numbers each and RandAugment's.
 
     height and width in px are those of all images, or float64 [n, 1, 1].
     """
@@ -237,7 +257,8 @@ def draw_parameters(
     order = (u[..., -11] * len(ORDERS)).long()
     boxes = crop_boxes(u[..., :-11], height, width, low[:, :2], high[:, :2])
     factors, sigma = in_range[..., :4], in_range[..., 4]
-    return Parameters(boxes, flip, jitter, order, factors, grey, blur, sigma, inverted)
+    drawn = draw_operations(views, n, generator)
+    return Parameters(boxes, flip, jitter, order, factors, grey, blur, sigma, inverted, *drawn)
 
 
 def crop_boxes(
@@ -262,97 +283,3 @@ def crop_boxes(
     room = torch.cat([height - box_height, width - box_width], 2)
     corner = torch.where(fitted, u[..., -2:] * (room + 1), room / 2)
     return torch.cat([corner, box_height, box_width], 2).long()
-
-
-def jitter_colours(
-    images: Tensor,
-    chosen: Tensor,
-    order: Tensor,
-    factors: Tensor,
-    active: tuple[int, ...] = (BRIGHTNESS, CONTRAST, SATURATION, HUE),
-) -> Tensor:
-    """torchvision's ColorJitter of the chosen images, each with factors and an order of its own.
-
-    images is [n, c, h, w]; on the host, chosen is bool [n], order [n] indexes ORDERS, factors is
-    [n, 4] (brightness, contrast, saturation; hue in turns). Operations not `active` are left out,
-    as are saturation and hue with one channel. Returns a new tensor.
-    """
-    with_hue = HUE in active and images.shape[1] == 3
-    blends = tuple(a for a in active if a != HUE and (a != SATURATION or images.shape[1] == 3))
-    sequences, before_hue = _sequences(blends, with_hue)
-    # Images with most blends before hue come first, those not chosen last. Each step then
-    # concerns a slice, and hue, the dearest of them, is computed once for all.
-    rank, by_rank = torch.where(chosen, before_hue[order], -1).sort(descending=True, stable=True)
-    touched = int(chosen.sum())
-    sequence, factors = sequences[order[by_rank[:touched]]], factors[by_rank[:touched]]
-    ratio = factors.gather(1, sequence)
-    rest = 1 - ratio
-    weights = torch.stack([ratio, rest * (sequence == CONTRAST), rest * (sequence == SATURATION)])
-    weights = send(weights, images.device)[..., None, None, None]
-    images = images.index_select(0, send(by_rank, images.device))
-    splits = (rank[:, None] > torch.arange(len(blends))).sum(0).tolist()
-    for step, split in enumerate(splits):
-        _blend_(images[:split], *weights[:, :split, step])
-    if with_hue:
-        # Where torchvision starts with hue, it makes NaN of a pixel whose largest value is 0 and
-        # whose smallest is negative, as a bicubic crop leaves them beside saturated colours.
-        hue_first = slice(splits[0] if splits else 0, touched)
-        images[hue_first].clamp_(0, 1)
-        images[:touched] = adjust_hue(images[:touched], factors[:, HUE])
-        for step, split in enumerate(splits):
-            _blend_(images[split:touched], *weights[:, split:, step])
-    return images.index_select(0, send(by_rank.argsort(), images.device))
-
-
-@lru_cache(maxsize=32)
-def _sequences(blends: tuple[int, ...], with_hue: bool) -> tuple[Tensor, Tensor]:
-    """Of each of ORDERS the sequence of its blends [24, b] and the number before hue [24]."""
-    sequences = [[a for a in order if a in blends] for order in ORDERS]
-    before = [sum(a in blends for a in o[: o.index(HUE) if with_hue else 4]) for o in ORDERS]
-    return torch.tensor(sequences, dtype=torch.long).view(24, -1), torch.tensor(before)
-
-
-def _blend_(images: Tensor, ratio: Tensor, to_mean: Tensor, to_luma: Tensor) -> None:
-    """In place: clamp(ratio * image + to_mean * mean luma + to_luma * luma), weights [n, 1, 1, 1].
-
-    Brightness, contrast and saturation are this blend: 1 - ratio goes to black, mean or luma.
-    """
-    luma = to_grey(images)
-    reference = luma.mean((1, 2, 3), keepdim=True).mul_(to_mean)
-    if images.shape[1] == 3:
-        reference = torch.addcmul(reference, luma, to_luma)
-    torch.addcmul(reference, images, ratio, out=images).clamp_(0, 1)
-
-
-def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """torchvision's adjust_hue of [n, 3, h, w] in [0, 1] with a shift (turns, host [n]) each."""
-    red, green, blue = images.unbind(1)
-    # RGB to hue by sorting (Hocevar's form). Masks are floats and choices products: on a CPU
-    # torch.where costs 40 times as much as a product.
-    high, low = torch.maximum(green, blue), torch.minimum(green, blue)
-    swapped = torch.lt(green, blue, out=torch.empty_like(high))
-    not_red = torch.lt(red, high, out=torch.empty_like(high))
-    value, middle = torch.maximum(red, high), torch.minimum(red, high)
-    chroma6 = (value - torch.minimum(middle, low)).mul_(6)
-    hue = middle.sub_(low).div_(chroma6.clamp_min(1e-12))
-    hue.add_((2 * swapped).sub_(1 / 3).mul_(not_red).sub_(swapped)).abs_()
-    # And back: channel = value - 6 chroma * clamp(1 / 3 - d, 0, 1 / 6), where d is the distance in
-    # turns from the hue opposite to the channel's.
-    opposite = shift[:, None] + torch.tensor([1 / 2, 1 / 6, -1 / 6])
-    distance = hue[:, None] + send(opposite, images.device)[..., None, None]
-    distance.sub_(distance.round()).abs_().sub_(1 / 3).clamp_(-1 / 6, 0)
-    return torch.addcmul(value[:, None], chroma6[:, None], distance)
-
-
-def to_grey(images: Tensor) -> Tensor:
-    """Luma (ITU-R 601) [n, 1, h, w] of [n, c, h, w], torchvision's; one channel: identity."""
-    if images.shape[1] == 1:
-        return images
-    red, green, blue = images.split(1, 1)
-    return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
-
-
-def solarise(images: Tensor, threshold: float) -> Tensor:
-    """torchvision's solarize: values at or above `threshold` are inverted, images in [0, 1]."""
-    chosen = images.clone().ge_(threshold)
-    return torch.addcmul(images, chosen, torch.sub(1, images, alpha=2))

@@ -77,6 +77,10 @@ def _colour(view: ViewSpec) -> str:
     return f"{strengths}; probability {view.jitter:g}"
 
 
+def _randaugment(view: ViewSpec) -> str:
+    return f"{view.randaugment} at magnitude {view.magnitude}" if view.randaugment else "none"
+
+
 FACTS: dict[str, Callable[[Run], str]] = {
     "data set": _data,
     "backbone": lambda run: f"{named(run.backbone.name)}, width {run.backbone.width}",
@@ -103,5 +107,6 @@ FACTS: dict[str, Callable[[Run], str]] = {
     "views: greyscale": _views(lambda view: f"{view.grey:g}"),
     "views: blur": _views(lambda view: f"{view.blur:g}"),
     "views: solarise": _views(lambda view: f"{view.solarise:g}"),
+    "views: RandAugment": _views(_randaugment),
 }
 """What is compared: its name, and a run's value in words."""
