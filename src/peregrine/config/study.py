@@ -113,7 +113,7 @@ class Figure(Model):
 class Test(Model):
     """What decides a claim; declared before any result. See peregrine.reporting.claims."""
 
-    kind: Literal["above", "below", "trend", "difference", "differs", "interaction"]
+    kind: Literal["above", "below", "trend", "difference", "differs", "equivalent", "interaction"]
     metric: str
     label: str = Field(description="The test in words.")
     reading: Name = "corrected"
@@ -121,7 +121,11 @@ class Test(Model):
     against: tuple[str, ...] = Field((), description="Partner of each row, same length as rows.")
     control: tuple[str, ...] = Field((), description="Interaction: rows of the other difference.")
     control_against: tuple[str, ...] = Field((), description="Interaction: their partners.")
-    threshold: float = Field(0.0, description="What the number is held against, in its unit.")
+    threshold: float = Field(
+        0.0,
+        description="What the number is held against, in its unit; equivalent: the largest"
+        " difference of either sign that counts as none.",
+    )
     ceiling: str | None = Field(None, description="Metric by which `metric` is divided first.")
     option: str | None = Field(None, description="Dotted option whose logarithm a trend follows.")
     any_row: bool = Field(
@@ -133,7 +137,7 @@ class Test(Model):
 
     @model_validator(mode="after")
     def _complete(self) -> "Test":
-        paired = self.kind in ("difference", "differs", "interaction")
+        paired = self.kind in ("difference", "differs", "equivalent", "interaction")
         if len(self.against) != (len(self.rows) if paired else 0):
             raise ValueError(f"{self.kind}: against needs one partner per row, or none if unpaired")
         crossed = self.kind == "interaction"
@@ -141,6 +145,8 @@ class Test(Model):
             raise ValueError(f"{self.kind}: control and control_against are for interactions only")
         if (self.kind == "trend") != (self.option is not None):
             raise ValueError(f"{self.kind}: a trend, and nothing else, needs an option")
+        if self.kind == "equivalent" and self.threshold <= 0:
+            raise ValueError("equivalent: threshold is the difference that counts as none, above 0")
         if self.any_row and self.kind not in ("above", "below"):
             raise ValueError(f"{self.kind}: any_row is for above and below only")
         return self
