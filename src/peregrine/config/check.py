@@ -122,6 +122,7 @@ def _rows(figure: Figure) -> Iterator[str]:
     if figure.untrained:
         yield figure.untrained
     yield from (*figure.baseline, *figure.baseline.values())
+    yield from (*figure.control, *figure.control.values())
 
 
 def _known(where: str, kind: str, names: Iterable[str], known: Iterable[str]) -> None:

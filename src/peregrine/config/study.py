@@ -91,6 +91,9 @@ class Figure(Model):
     option_label: str = ""
     option_symbol: str = Field("", description="The option in a word or letter, for the legend.")
     baseline: dict[str, str] = Field({}, description="Row -> row over which its gain is drawn.")
+    control: dict[str, str] = Field(
+        {}, description="gain: row -> row whose own gain is taken off, an interaction."
+    )
 
     def gains(self, over: Mapping[str, str]) -> dict[str, str]:
         """Its baselines, as those of a table; only kinds that draw baselines have any."""
@@ -100,12 +103,14 @@ class Figure(Model):
         out = {row: over[row] for row in rows if row in over} | self.baseline
         if self.kind == "gain" and not out:
             raise ValueError(f"figure {self.id}: baseline says over which row each gain is drawn")
-        return out
+        return out | {row: over[row] for row in self.control.values() if row in over}
 
     @model_validator(mode="after")
     def _complete(self) -> "Figure":
         if (self.kind == "metric_over_option") != (self.option is not None):
             raise ValueError(f"{self.kind}: option goes with metric_over_option, and only there")
+        if self.control and self.kind != "gain":
+            raise ValueError(f"{self.kind}: control goes with gain only")
         no_twins(f"figure {self.id}: panel label", (panel.label for panel in self.panels))
         return self
 
