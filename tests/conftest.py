@@ -32,6 +32,14 @@ METHODS = {
         "embedding": 8,
         "predictor_hidden": 16,
     },
+    "falcon, neighbours": {
+        **{"name": "falcon", "codes": 64, "embedding": 8},
+        **{"operator": "nn", "samples": 2, "memory": 50},
+    },
+    "swav, neighbours": {
+        **{"name": "swav", "codes": 12, "projector_hidden": 16, "embedding": 8, "queue": 60},
+        **{"queue_epoch": 1, "frozen_epochs": 1, "operator": "interpolate", "memory": 50},
+    },
 }
 
 

@@ -160,7 +160,10 @@ def append(path: Path, code="\n\nADDED = 1\n"):
     [
         ("pretrain/optim.py", {("pretrain", "falcon"), ("pretrain", "two_branch")}),
         ("evaluation/features.py", {("extract", "falcon"), ("extract", "two_branch")}),
-        ("methods/feature_augmentation.py", {(s, "two_branch") for s in OF_METHODS}),
+        (
+            "methods/feature_augmentation.py",
+            {(s, m) for s in OF_METHODS for m in ("falcon", "two_branch")},
+        ),
         ("nets/heads.py", {(s, "two_branch") for s in OF_METHODS}),
         ("nets/backbones.py", {(s, m) for s in OF_METHODS for m in ("falcon", "two_branch")}),
         ("evaluation/knn.py", {("evaluate", None)}),

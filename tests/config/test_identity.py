@@ -19,7 +19,8 @@ FROZEN = Path(__file__).with_name("frozen_ids.json")
 BASE = {"dataset": {"name": "digits"}, "views": [{}, {"role": "target"}]}
 # Options that exclude one another need a start from which each of them can move.
 STARTS = {
-    "falcon": [{}],
+    "falcon": [{}, {"operator": "mask"}],
+    "swav": [{}, {"operator": "mask"}],
     "two_branch": [{}, {"criterion": "cosine", "placement": "parallel", "operator": "mask"}],
 }
 

@@ -154,3 +154,50 @@ def test_the_eight_forms_differ_in_three_switches_and_are_paired_by_one():
 def canonical_but(run, options) -> str:
     method = {key: value for key, value in run.method.items() if key not in options}
     return str(run.model_copy(update={"method": method}))
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "lr", "decay", "head"),
+    [
+        ("simclr", "lars", 0.4, 1e-4, {"projector_hidden": 2048, "embedding": 256}),
+        ("moco-v2", "sgd", 0.3, 1e-4, {"queue": 32768, "temperature": 0.2, "ema_end": 0.999}),
+        ("nnclr", "lars", 0.4, 1e-5, {"queue": 65536, "predictor_hidden": 4096, "embedding": 256}),
+        ("byol", "lars", 1.0, 1e-5, {"projector_hidden": 4096, "ema_start": 0.99, "ema_end": 1.0}),
+        ("simsiam", "sgd", 0.5, 1e-5, {"embedding": 2048, "predictor_hidden": 512}),
+    ],
+)
+def test_named_methods_are_trained_as_solo_learn_does(row, name, lr, decay, head):
+    """feature-augmentation.md, section 3; LARS clipped, bias and norm excluded."""
+    run = paper().of("feature_augmentation")[f"{row}-as-published-settings"].run
+    assert (run.dataset.name, run.backbone.name, run.epochs) == ("cifar10", "resnet18", 1000)
+    assert (run.batch_size, run.optimizer.warmup_epochs) == (256, 10)
+    spec = run.optimizer
+    assert (spec.name, spec.lr, spec.weight_decay) == (name, lr, decay)
+    if name == "lars":
+        assert (spec.momentum, spec.eta) == (0.9, 0.02)
+        assert spec.clip and spec.exclude_bias_and_norm
+    assert {key: run.method[key] for key in head} == head
+
+
+def test_accumulated_rows_differ_in_nothing_but_how_a_step_is_cut():
+    cells = paper().of("feature_augmentation")
+    for method in ("infonce-parallel-nn", "nnclr", "byol"):
+        at_once = cells[f"{method}-b512"].run
+        assert at_once.batch_size == 512
+        for mode in ("plain", "cached"):
+            for steps in (2, 4, 8):
+                run = cells[f"{method}-b512-{mode}{steps}"].run
+                assert (run.accumulate.mode, run.accumulate.steps) == (mode, steps)
+                assert run.model_copy(update={"accumulate": at_once.accumulate}) == at_once
+        large = cells[f"{method}-b4096-cached8"].run
+        assert large.batch_size // large.accumulate.steps == 512
+
+
+def test_every_gain_is_over_a_row_of_the_same_net_data_and_length():
+    cells = paper().of("feature_augmentation")
+    study = paper().study("feature_augmentation")
+    for name, row in study.rows.items():
+        if row.over:
+            ours, base = cells[name].run, cells[row.over].run
+            for part in ("dataset", "backbone", "views", "epochs", "precision"):
+                assert getattr(ours, part) == getattr(base, part), (name, part)

@@ -92,6 +92,8 @@ def terminate():
         ("two_branch", "sgd", "bfloat16"),
         ("two_branch", "adamw", "float32"),
         ("falcon", "lars", "float32"),
+        ("falcon, neighbours", "adam", "float32"),
+        ("swav, neighbours", "adam", "bfloat16"),
     ],
 )
 def test_stopped_mid_epoch_and_at_its_end(

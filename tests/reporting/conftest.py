@@ -98,6 +98,10 @@ CLAIMS = [
     {"id": "A5", "statement": "One of them is bad.", "tests": [
         _test("below", ["untrained", "c16"], threshold=0.6, any_row=True),
     ]},
+    {"id": "A6", "statement": "They are equal.", "tests": [
+        _test("equivalent", ["c64"], against=["c256"], threshold=threshold)
+        for threshold in (0.01, 0.9)
+    ]},
 ]  # fmt: skip
 COLUMNS = [
     {"metric": "linear/accuracy", "label": "linear", "published": "acc", "percent": True,

@@ -162,6 +162,32 @@ def test_differences_are_paired_by_seed():
         assert result["verdict"] == "supported @demo"
 
 
+@pytest.mark.parametrize(
+    ("differences", "margin", "verdict"),
+    [
+        ([-0.001, 0.0, 0.001], 0.005, "supported"),
+        ([-0.021, -0.020, -0.019], 0.005, "contradicted"),  # beyond it on the lower side
+        ([0.019, 0.020, 0.021], 0.005, "contradicted"),
+        ([-0.05, 0.0, 0.06], 0.005, "undecided"),  # a mean near 0 shows nothing by itself
+        ([0.002, 0.002, 0.002], 0.005, "supported"),
+    ],
+)
+def test_equality_has_to_be_shown(differences, margin, verdict):
+    base = [0.5, 0.6, 0.7]
+    values = {"a": {"m": base}, "b": {"m": [x + d for x, d in zip(base, differences, strict=True)]}}
+    test = asked("equivalent", "b", "a", threshold=margin)
+    result = found([test], values)
+    assert result["verdict"] == f"{verdict} @demo"
+    assert ("equal rows to be equal within" in result["reason"]) == (verdict == "undecided")
+    # Half of the two-sided p against the nearer end: t = (margin - |mean|) sqrt(3) / sd.
+    if verdict == "supported" and differences[0] != differences[1]:
+        t = 0.005 * math.sqrt(3) / 0.001
+        p = 0.5 * (1 - t / math.sqrt(t * t + 2))  # Student's law with 2 degrees of freedom
+        assert result["tests"][0]["p"] == pytest.approx(p, abs=1e-6)
+    with pytest.raises(ValidationError, match="above 0"):
+        claim(test | {"threshold": 0.0})
+
+
 def test_pairs_are_pooled_within_a_seed():
     values = {"a": {"m": [0.0] * 3}, "b": {"m": [0.1, 0.2, 0.3]}, "c": {"m": [0.3, 0.2, 0.1]}}
     result = found([asked("difference", "bc", "aa")], values)

@@ -3,10 +3,13 @@
 import csv
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from pydantic import ValidationError
 
 from peregrine.config.load import load
+from peregrine.config.study import Figure
 from peregrine.errors import UserError
 from peregrine.reporting import figures
 from peregrine.reporting import marks as marks_module
@@ -75,6 +78,29 @@ def test_gains_are_paired_by_seed(collected):
     # Seed 0 of the row is missing: 0.90 - 0.900 and 0.931 - 0.901, in points.
     assert [(g["seed"], float(g["value"])) for g in gains] == [("1", 0.0), ("2", 3.0)]
     assert number(collected, "gain", kind="mean", label="Toy, c = 256") == pytest.approx(1.5)
+
+
+def test_an_interaction_is_a_gain_minus_the_gain_of_its_control():
+    """Gains .3 .2 .4 minus .1 .1 .2, seed by seed; a row whose control is not run is not drawn."""
+    series = {
+        "a": [0.1, 0.2, 0.3],
+        "b": [0.4, 0.4, 0.7],
+        "c": [0.2, 0.2, 0.1],
+        "d": [0.3, 0.3, 0.3],
+    }
+    cells = {row: SimpleNamespace(row=row, label=row.upper()) for row in series}
+    source = SimpleNamespace(cells=cells, values=lambda row, panel: dict(enumerate(series[row])))
+    figure = Figure(
+        id="x", kind="gain", title="", caption="", groups={"all": ["b", "d"]},
+        panels=[{"metric": "linear/accuracy", "label": "p"}],
+        baseline={"b": "a", "d": "c"}, control={"b": "d", "d": "absent"},
+    )  # fmt: skip
+    drawn = list(figures._gain(figure, source))
+    assert {mark.label for mark in drawn} == {"B"}
+    seeds = [mark.value for mark in drawn if mark.kind == "seed"]
+    assert seeds == pytest.approx([0.2, 0.1, 0.2])
+    with pytest.raises(ValidationError, match="control goes with gain only"):
+        Figure(**figure.model_dump() | {"kind": "metric_by_row"})
 
 
 def test_the_baseline_of_a_row_is_the_mean_of_its_own(collected):

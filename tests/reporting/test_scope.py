@@ -6,7 +6,7 @@ import pytest
 
 from peregrine.config.study import Figure, Table
 from peregrine.reporting.published import Published
-from peregrine.reporting.scope import left_out, shows_figure, shows_table
+from peregrine.reporting.scope import left_out, shown_figures, shows_figure, shows_table
 
 PANELS = [{"metric": "m", "label": "m"}]
 BASELINE = {"predictor": "plain", "mask": "predictor", "noise": "predictor"}
@@ -82,3 +82,20 @@ def test_what_is_left_out_is_named():
     assert left_out(every, every[1:2], "demo") == (
         "Left out, because scale demo runs too few of their rows: A \u2013 one; C."
     )
+
+
+def test_a_figure_that_repeats_an_earlier_one_is_left_out():
+    """In the same kind and panels only; with one more row that is run it has something to add."""
+    panels = [{"metric": "linear/accuracy", "label": "p"}]
+    texts = {"title": "T", "caption": "C", "kind": "metric_by_row", "panels": panels}
+    first = Figure(id="a", groups={"x": ["plain", "mask"]}, **texts)
+    again = Figure(id="b", groups={"y": ["mask", "noise"]}, **texts)
+    other = Figure(
+        id="c",
+        groups={"y": ["mask"]},
+        **texts | {"panels": [{"metric": "few/accuracy", "label": "p"}]},
+    )
+    every = [first, again, other]
+    assert shown_figures(every, run("plain", "mask")) == [first, other]
+    assert shown_figures(every, run("plain", "mask", "noise")) == every
+    assert shown_figures(every[::-1], run("plain", "mask")) == [other, again, first]

@@ -11,6 +11,8 @@ from peregrine.reporting import statistics
 from peregrine.reporting.statistics import (
     cell_verdict,
     detectable,
+    equal_within,
+    equivalence_p,
     estimate,
     holm,
     kendall,
@@ -97,6 +99,26 @@ def test_a_detectable_effect_is_found_4_times_in_5(k, alpha):
     draws = np.random.default_rng(1).normal(detectable(2.0, k, alpha=alpha), 2.0, (20_000, k))
     t = draws.mean(axis=1) / (draws.std(axis=1, ddof=1) / math.sqrt(k))
     assert np.mean(t > stats.t.ppf(1 - alpha / 2, k - 1)) == pytest.approx(0.8, abs=0.012)
+
+
+@pytest.mark.parametrize(("k", "alpha"), [(3, 0.05), (5, 0.05), (5, 0.0125)])
+def test_equality_is_found_4_times_in_5_within_that_margin(k, alpha):
+    margin = equal_within(2.0, k, alpha=alpha)
+    draws = np.random.default_rng(2).normal(0.0, 2.0, (20_000, k))
+    high = stats.t.ppf(1 - alpha, k - 1) * draws.std(axis=1, ddof=1) / math.sqrt(k)
+    assert np.mean(abs(draws.mean(axis=1)) + high < margin) == pytest.approx(0.8, abs=0.01)
+    few = draws[:200]
+    found = [equivalence_p(row, margin) < alpha and abs(row.mean()) < margin for row in few]
+    assert found == list((abs(draws.mean(axis=1)) + high < margin)[:200])
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_rows_that_differ_by_the_margin_are_found_equal_5_times_in_100(side):
+    draws = np.random.default_rng(3).normal(side * 1.0, 0.3, (4_000, 5))
+    equal = [equivalence_p(row, 1.0) < 0.05 and abs(row.mean()) < 1.0 for row in draws]
+    assert np.mean(equal) == pytest.approx(0.05, abs=0.01)
+    beyond = [equivalence_p(row, 1.0) < 0.05 and abs(row.mean()) > 1.0 for row in draws]
+    assert np.mean(beyond) <= 0.05
 
 
 def test_log_slope_is_per_tenfold():

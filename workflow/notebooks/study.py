@@ -268,13 +268,14 @@ print(f"{compared} cells recomputed, all equal to tables/*.csv to six decimals")
 # %% [markdown]
 # ## Claims, recomputed
 # Every test becomes one number per seed, and a two-sided t test of these numbers against the
-# declared threshold. The p values of one claim are corrected together (Holm).
+# declared threshold; for "equivalent", where the mean lies within +- the threshold, two one-sided
+# tests, of which the larger p counts. The p values of one claim are corrected together (Holm).
 #
 # | kind | the number of a seed |
 # |---|---|
 # | above, below | the metric (over its ceiling, where one is named), each row by itself |
 # | trend | least-squares slope per tenfold of the option, over at least three of its values |
-# | difference, differs | row minus partner, averaged over the pairs |
+# | difference, differs, equivalent | row minus partner, averaged over the pairs |
 # | interaction | that difference minus the same of the control pairs |
 #
 # A significant number on the claimed side supports, on the other side contradicts; the rest is
@@ -337,6 +338,14 @@ def p_value(x, null):
     return 2 * stats.t.sf(distance / error, len(x) - 1)
 
 
+def test_p(test, x):
+    if test["kind"] != "equivalent":
+        return p_value(x, test["threshold"])
+    margin = test["threshold"]
+    inside = abs(x.mean()) < margin
+    return p_value(x, np.copysign(margin, x.mean())) / (2 if inside else 1)
+
+
 def holm(p):
     """Each p times the number of those not smaller, never below the one before it."""
     out, before = {}, 0.0
@@ -352,6 +361,8 @@ def test_verdict(test, x, failed, p):
         return "not run"
     if pd.isna(p) or p >= ALPHA:
         return "undecided"
+    if test["kind"] == "equivalent":
+        return "supported" if abs(x.mean()) < test["threshold"] else "contradicted"
     above = x.mean() > test["threshold"]
     claimed = test["kind"] == "differs" or above == (test["kind"] != "below")
     return "supported" if claimed else "contradicted"
@@ -380,7 +391,7 @@ page, tests = [], 0
 assert [claim["id"] for claim in claims] == [claim["id"] for claim in declared["claims"]]
 for claim, theirs, said in zip(declared["claims"], claims, printed["claims"]):
     found = [finding for test in claim["tests"] for finding in measured(test)]
-    raw = {i: p_value(x, f[0]["threshold"]) for i, f in enumerate(found) if len(x := f[3]) > 1}
+    raw = {i: test_p(f[0], x) for i, f in enumerate(found) if len(x := f[3]) > 1}
     corrected, verdicts = holm(raw), []
     assert len(found) == len(theirs["tests"]), claim["id"]
     for i, (finding, entry) in enumerate(zip(found, theirs["tests"])):

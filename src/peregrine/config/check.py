@@ -91,6 +91,8 @@ def check_study(study: Study) -> None:
     Raises:
         UserError: one line that names the study, the place, and the nearest known name.
     """
+    for name, row in study.rows.items():
+        _known(f"study {study.name}: row {name}", "row", filter(None, [row.over]), study.rows)
     for table in study.tables:
         where = f"study {study.name}: table {table.id}"
         rows = (*table.rows, *table.baseline, *table.baseline.values(), *table.published_rows)
@@ -120,6 +122,7 @@ def _rows(figure: Figure) -> Iterator[str]:
     if figure.untrained:
         yield figure.untrained
     yield from (*figure.baseline, *figure.baseline.values())
+    yield from (*figure.control, *figure.control.values())
 
 
 def _known(where: str, kind: str, names: Iterable[str], known: Iterable[str]) -> None:

@@ -3,9 +3,10 @@
 Nothing here changes a number of a run; what does is in `models`.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from peregrine.config.models import Model, Name, no_twins
 
@@ -36,6 +37,10 @@ class Table(Model):
         "", description="Why no scale can reproduce the published numbers: cells say other set-up."
     )
     note: str = ""
+
+    def gains(self, over: Mapping[str, str]) -> dict[str, str]:
+        """Its baselines: what its rows are `over`, under what it says itself."""
+        return {row: over[row] for row in self.rows if row in over} | self.baseline
 
     @model_validator(mode="after")
     def _distinct(self) -> "Table":
@@ -86,13 +91,26 @@ class Figure(Model):
     option_label: str = ""
     option_symbol: str = Field("", description="The option in a word or letter, for the legend.")
     baseline: dict[str, str] = Field({}, description="Row -> row over which its gain is drawn.")
+    control: dict[str, str] = Field(
+        {}, description="gain: row -> row whose own gain is taken off, an interaction."
+    )
+
+    def gains(self, over: Mapping[str, str]) -> dict[str, str]:
+        """Its baselines, as those of a table; only kinds that draw baselines have any."""
+        if self.kind not in ("gain", "metric_by_row"):
+            return self.baseline
+        rows = [row for group in self.groups.values() for row in group]
+        out = {row: over[row] for row in rows if row in over} | self.baseline
+        if self.kind == "gain" and not out:
+            raise ValueError(f"figure {self.id}: baseline says over which row each gain is drawn")
+        return out | {row: over[row] for row in self.control.values() if row in over}
 
     @model_validator(mode="after")
     def _complete(self) -> "Figure":
         if (self.kind == "metric_over_option") != (self.option is not None):
             raise ValueError(f"{self.kind}: option goes with metric_over_option, and only there")
-        if self.kind == "gain" and not self.baseline:
-            raise ValueError("gain: baseline says over which row each gain is drawn")
+        if self.control and self.kind != "gain":
+            raise ValueError(f"{self.kind}: control goes with gain only")
         no_twins(f"figure {self.id}: panel label", (panel.label for panel in self.panels))
         return self
 
@@ -100,7 +118,7 @@ class Figure(Model):
 class Test(Model):
     """What decides a claim; declared before any result. See peregrine.reporting.claims."""
 
-    kind: Literal["above", "below", "trend", "difference", "differs", "interaction"]
+    kind: Literal["above", "below", "trend", "difference", "differs", "equivalent", "interaction"]
     metric: str
     label: str = Field(description="The test in words.")
     reading: Name = "corrected"
@@ -108,7 +126,11 @@ class Test(Model):
     against: tuple[str, ...] = Field((), description="Partner of each row, same length as rows.")
     control: tuple[str, ...] = Field((), description="Interaction: rows of the other difference.")
     control_against: tuple[str, ...] = Field((), description="Interaction: their partners.")
-    threshold: float = Field(0.0, description="What the number is held against, in its unit.")
+    threshold: float = Field(
+        0.0,
+        description="What the number is held against, in its unit; equivalent: the largest"
+        " difference of either sign that counts as none.",
+    )
     ceiling: str | None = Field(None, description="Metric by which `metric` is divided first.")
     option: str | None = Field(None, description="Dotted option whose logarithm a trend follows.")
     any_row: bool = Field(
@@ -120,7 +142,7 @@ class Test(Model):
 
     @model_validator(mode="after")
     def _complete(self) -> "Test":
-        paired = self.kind in ("difference", "differs", "interaction")
+        paired = self.kind in ("difference", "differs", "equivalent", "interaction")
         if len(self.against) != (len(self.rows) if paired else 0):
             raise ValueError(f"{self.kind}: against needs one partner per row, or none if unpaired")
         crossed = self.kind == "interaction"
@@ -128,6 +150,8 @@ class Test(Model):
             raise ValueError(f"{self.kind}: control and control_against are for interactions only")
         if (self.kind == "trend") != (self.option is not None):
             raise ValueError(f"{self.kind}: a trend, and nothing else, needs an option")
+        if self.kind == "equivalent" and self.threshold <= 0:
+            raise ValueError("equivalent: threshold is the difference that counts as none, above 0")
         if self.any_row and self.kind not in ("above", "below"):
             raise ValueError(f"{self.kind}: any_row is for above and below only")
         return self
@@ -157,6 +181,9 @@ class Assumption(Model):
 class Row(Model):
     label: str = Field(description="With `like`, one that begins with a comma continues its label.")
     like: str | None = Field(None, description="An earlier row, over whose run this one's is laid.")
+    over: str | None = Field(
+        None, description="Row over which its gain is shown, where no table or figure says other."
+    )
     only: tuple[Name, ...] = Field((), description="Scales that have this row; empty: all.")
     run: dict[str, Any] = {}
 
@@ -186,6 +213,12 @@ class Study(Model):
                 row = row.model_copy(update={"label": out[row.like].label + row.label})
             out[name] = row
         return out
+
+    @field_validator("tables", "figures")
+    @classmethod
+    def _gains(cls, shown: tuple, info: ValidationInfo) -> tuple:
+        over = {name: row.over for name, row in info.data.get("rows", {}).items() if row.over}
+        return tuple(each.model_copy(update={"baseline": each.gains(over)}) for each in shown)
 
     def layers(self, name: str) -> list[dict[str, Any]]:
         """What makes a row's run, later wins: defaults, the rows that it is like, its own."""

@@ -4,6 +4,10 @@ Sansone, Lebailly, Tuytelaars, arXiv 2410.04959. Features z in R^f' go through
 h = norm(BN(Linear(z))) and are scored against a dictionary W in {-1, +1}^{f x c}:
 p = softmax(h W / tau). The loss asks two views for the same assignment (invariance) and the batch
 for a uniform one (prior). Three switches tell the published form from the released code.
+
+Feature augmentation (arXiv 2410.12396), which neither paper has on FALCON, stands on the embedding
+h' of the second view: p' is taken from the operator's vector at the length of h', the prior from
+p as before. `symmetric` takes both view orders. Neighbours come from past h of the first view.
 """
 
 import math
@@ -14,13 +18,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from peregrine.config.models import MethodOptions
+from peregrine.config.augmentation import TargetAugmentationOptions
 from peregrine.methods.base import Description, Encoded, Method, Progress, Setting
 from peregrine.methods.falcon_streamed import streamed_falcon_loss
+from peregrine.methods.feature_augmentation import SEARCHING, FeatureQueue, augment
 from peregrine.streams import generator
 
 
-class Options(MethodOptions):
+class Options(TargetAugmentationOptions):
     codes: int = Field(16384, ge=2, description="c, the size of the dictionary.")
     embedding: int = Field(2048, ge=1, description="f, the width of the embedding h.")
     norm: Literal["l2", "tanh"] = Field("l2", description="Published l2, released tanh.")
@@ -33,6 +38,8 @@ class Options(MethodOptions):
     chunk: int = Field(
         0, ge=0, description="Codes scored at a time, 8192 say, where [n, c] does not fit; 0: all."
     )
+
+    stop_gradient: bool = Field(True, description="Detach the embedding that is augmented.")
 
     @model_validator(mode="after")
     def _aligned_code_is_largest(self) -> "Options":
@@ -182,15 +189,46 @@ class Falcon(Method):
     def __init__(self, backbone: nn.Module, options: Options, setting: Setting) -> None:
         super().__init__(backbone, options, setting)
         self.head = FalconHead(backbone.features, options, setting)
+        o = options
+        searched = o.operator in SEARCHING
+        self.memory = FeatureQueue(o.memory, o.embedding, setting.seed) if searched else None
 
     def losses(self, encoded: Encoded, progress: Progress) -> dict[str, Tensor]:
+        o = self.options
+        first, second = map(self.head.embed, encoded.online)
+        if o.operator == "none":
+            return self._terms(first, second, symmetric=o.symmetric)
+        if self.memory is not None:
+            self.memory.collect(first)
+        draws = progress.generator(first.device)
+        orders = [(first, second), (second, first)] if o.symmetric else [(first, second)]
+        found = [
+            self._terms(online, sample, symmetric=False)
+            for online, target in orders
+            for sample in self._augmented(target, online, draws)
+        ]
+        means = {name: torch.stack([each[name] for each in found]).mean() for name in found[0]}
+        times = (
+            o.samples if o.reduction == "free" else 1
+        )  # one batch, so one prior, for all samples
+        return means | {"invariance": times * means["invariance"]}
+
+    def _augmented(self, h: Tensor, other: Tensor, draws: torch.Generator) -> Tensor:
+        """Samples [K, n, f] of h [n, f], at the length of h."""
+        h = h.detach() if self.options.stop_gradient else h
+        return augment(h, other, self.options, self.memory, draws) * h.norm(dim=1, keepdim=True)
+
+    def _terms(self, h_a: Tensor, h_b: Tensor, symmetric: bool) -> dict[str, Tensor]:
         o, head = self.options, self.head
-        form = {"beta": o.beta, "prior": o.prior, "symmetric": o.symmetric}
+        form = {"beta": o.beta, "prior": o.prior, "symmetric": symmetric}
         if not o.chunk:
-            first, second = (head.scores(head.embed(z)).float() for z in encoded.online)
-            return falcon_loss(first, second, **form)
+            return falcon_loss(head.scores(h_a).float(), head.scores(h_b).float(), **form)
         sizes = {"codes": o.codes, "tau": head.tau, "chunk": o.chunk}
-        return streamed_falcon_loss(*map(head.embed, encoded.online), head.columns, **sizes, **form)
+        return streamed_falcon_loss(h_a, h_b, head.columns, **sizes, **form)
+
+    def after_step(self, progress: Progress) -> None:
+        if self.memory is not None:
+            self.memory.flush()
 
     def describe(self, images: Tensor, reading: str = "corrected") -> Description:
         features = self.backbone(images)

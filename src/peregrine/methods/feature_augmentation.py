@@ -10,8 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from peregrine.config.augmentation import AugmentationOptions
 from peregrine.errors import UserError
 from peregrine.streams import generator
+
+SEARCHING = ("nn", "interpolate")
+"""Operators that need a queue."""
 
 
 class FeatureQueue(nn.Module):
@@ -33,6 +37,17 @@ class FeatureQueue(nn.Module):
         self.register_buffer("features", F.normalize(start, dim=1))
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
         self.register_load_state_dict_pre_hook(_same_shape)
+        self._collected: list[Tensor] = []
+
+    def collect(self, features: Tensor) -> None:
+        """Keep [n, d] for the next `flush`."""
+        self._collected.append(features.detach())
+
+    def flush(self) -> None:
+        """Store what was collected since the last one, of every batch of the step."""
+        if self._collected:
+            self.push(torch.cat(self._collected))
+        self._collected = []
 
     @torch.no_grad()
     def push(self, features: Tensor) -> None:
@@ -62,6 +77,36 @@ def _same_shape(queue: FeatureQueue, state: dict[str, Tensor], prefix: str, *_) 
             f" of this run {len(queue.features)} of {queue.features.shape[1]}; use the run's own"
             " weights, or its method.queue and method.embedding"
         )
+
+
+def augment(
+    z: Tensor,
+    other: Tensor,
+    options: AugmentationOptions,
+    queue: FeatureQueue | None,
+    draws: torch.Generator,
+    *,
+    straight_through: bool = False,
+) -> Tensor:
+    """The operator of `options` on z [n, d]: K unit vectors for each row, [K, n, d].
+
+    Args:
+        other: [n, d], the other branch; a constant that only extrapolate uses.
+        queue: of past features, for the operators in SEARCHING.
+        straight_through: a neighbour passes its gradient to z.
+    """
+    o, k = options, options.samples
+    if o.operator == "nn":
+        return nearest(z, queue, k, straight_through=straight_through)
+    if o.operator == "mask":
+        return mask(z, o.mask_ratio, draws, k)
+    if o.operator == "noise":
+        return noise(z, o.noise_sd, draws, k)
+    if o.operator == "mix":
+        return mix(z, o.mix_alpha, draws, k)
+    if o.operator == "interpolate":
+        return interpolate(z, queue, draws, k)
+    return extrapolate(z, other, draws, k)
 
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:

@@ -4,6 +4,10 @@ Caron et al. 2020, arXiv 2006.09882. Unit embeddings z are scored against learne
 Sinkhorn-Knopp turns the scores of a batch, and of a queue of earlier embeddings, into assignments
 that spread over the prototypes; every other view predicts them by a softmax. Settings: falcon.md,
 section 3. Prototypes are brought back to unit length after each step, as in the authors' code.
+
+Feature augmentation (arXiv 2410.12396), which neither paper has on SwAV, stands on the target side:
+z is augmented before it is assigned, the predictions are of z itself. Assignments are constants
+anyway. Neighbours come from past z of the first view, in a memory beside SwAV's own queue.
 """
 
 import torch
@@ -11,15 +15,16 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from peregrine.config.models import MethodOptions
+from peregrine.config.augmentation import TargetAugmentationOptions
 from peregrine.methods.base import Description, Encoded, Method, Progress, Setting
+from peregrine.methods.feature_augmentation import SEARCHING, FeatureQueue, augment
 from peregrine.nets.heads import mlp
 
 GLOBAL_VIEWS = 2
 """Views that are assigned; local views only predict."""
 
 
-class Options(MethodOptions):
+class Options(TargetAugmentationOptions):
     codes: int = Field(3000, ge=2, description="c, the number of prototypes.")
     projector_hidden: int = Field(2048, ge=1)
     embedding: int = Field(128, ge=1, description="d, the width of z and of a prototype.")
@@ -87,6 +92,8 @@ class SwAV(Method):
         self.prototypes = nn.Parameter(F.normalize(start, dim=1))
         self.register_buffer("queue", torch.zeros(GLOBAL_VIEWS, o.queue, o.embedding))
         self._newest: list[Tensor] = []
+        searched = o.operator in SEARCHING
+        self.memory = FeatureQueue(o.memory, o.embedding, setting.seed) if searched else None
 
     def embed(self, features: Tensor) -> Tensor:
         return F.normalize(self.projector(features).float(), dim=1)
@@ -101,16 +108,33 @@ class SwAV(Method):
         self._newest.append(torch.stack(z[:GLOBAL_VIEWS]).detach())
         full = progress.step * len(z[0]) >= o.queue  # each step has stored as many, or more
         queue = self.queue if full and progress.epoch >= o.queue_epoch else self.queue[:, :0]
-        with torch.no_grad():
-            assignments = [
-                sinkhorn(
-                    torch.cat([own, _scores(earlier, prototypes)]),
-                    epsilon=o.sinkhorn_epsilon,
-                    iterations=o.sinkhorn_iterations,
-                )[: len(own)]
-                for own, earlier in zip(scores, queue)
-            ]
-        return {"swapped": swav_loss(scores, assignments, temperature=o.temperature)}
+        values = []
+        for targets in self._targets(z, progress):
+            with torch.no_grad():
+                assignments = [
+                    sinkhorn(
+                        torch.cat([_scores(own, prototypes), _scores(earlier, prototypes)]),
+                        epsilon=o.sinkhorn_epsilon,
+                        iterations=o.sinkhorn_iterations,
+                    )[: len(own)]
+                    for own, earlier in zip(targets, queue)
+                ]
+            values.append(swav_loss(scores, assignments, temperature=o.temperature))
+        total = torch.stack(values)
+        return {"swapped": total.sum() if o.reduction == "free" else total.mean()}
+
+    @torch.no_grad()
+    def _targets(self, z: list[Tensor], progress: Progress) -> list[list[Tensor]]:
+        """What is assigned, of each of the K samples: [n, d] of the views that are assigned."""
+        first, second = z[:GLOBAL_VIEWS]
+        if self.options.operator == "none":
+            return [[first, second]]
+        if self.memory is not None:
+            self.memory.collect(first)
+        draws = progress.generator(first.device)
+        pairs = (first, second), (second, first)
+        samples = [augment(own, other, self.options, self.memory, draws) for own, other in pairs]
+        return [list(sample) for sample in zip(*samples)]
 
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:
@@ -119,6 +143,8 @@ class SwAV(Method):
         stored = torch.cat([*self._newest, self.queue], dim=1)
         self.queue.copy_(stored[:, : self.options.queue])
         self._newest = []
+        if self.memory is not None:
+            self.memory.flush()
 
     def describe(self, images: Tensor, reading: str = "corrected") -> Description:
         """Released: the scores are the embedding itself, not those of the prototypes."""

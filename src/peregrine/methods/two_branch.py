@@ -24,7 +24,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from peregrine.config.models import MethodOptions
+from peregrine.config.augmentation import AugmentationOptions
 from peregrine.data.views import Views
 from peregrine.methods.base import (
     Description,
@@ -37,19 +37,11 @@ from peregrine.methods.base import (
     follow,
 )
 from peregrine.methods.criteria import cosine, infonce, infonce_queue, nt_xent
-from peregrine.methods.feature_augmentation import (
-    FeatureQueue,
-    extrapolate,
-    interpolate,
-    mask,
-    mix,
-    nearest,
-    noise,
-)
+from peregrine.methods.feature_augmentation import SEARCHING, FeatureQueue, augment
 from peregrine.nets.heads import mlp
 
 
-class Options(MethodOptions):
+class Options(AugmentationOptions):
     criterion: Literal[
         "infonce", "infonce_reversed", "infonce_queue", "nt_xent", "cosine", "squared"
     ] = Field(
@@ -69,18 +61,10 @@ class Options(MethodOptions):
     placement: Literal[
         "none", "none+predictor", "basic", "predictor>fa", "fa>predictor", "parallel"
     ] = "none"
-    operator: Literal["none", "nn", "mask", "noise", "mix", "interpolate", "extrapolate"] = "none"
-    samples: int = Field(1, ge=1, description="K, augmented samples of each feature.")
-    reduction: Literal["mean", "free"] = Field(
-        "mean", description="Over the K samples; free: their sum, the free loss."
-    )
     stop_gradient: bool = Field(True, description="Detach the input of FA.")
     queue: int = Field(
         65536, ge=1, description="Length of the queue of nn, interpolate and infonce_queue."
     )
-    mask_ratio: float = Field(0.3, ge=0, lt=1)
-    noise_sd: float = Field(0.1, gt=0, description="As a share of the batch sd per coordinate.")
-    mix_alpha: float = Field(1.0, gt=0, description="a of Beta(a, a).")
     projector_hidden: int = Field(2048, ge=1)
     projector_layers: int = Field(2, ge=1)
     projector_norm: bool = Field(False, description="BatchNorm after the projector's last layer.")
@@ -93,8 +77,6 @@ class Options(MethodOptions):
         if augmented == (self.operator == "none"):
             need = "an operator (nn, mask, ...)" if augmented else "operator none"
             raise ValueError(f"placement {self.placement} needs {need}")
-        if self.samples > 1 and not augmented:
-            raise ValueError(f"{self.samples} samples need an operator that makes them")
         if self.operator == "nn" and self.samples > self.queue:
             raise ValueError(f"{self.samples} neighbours need a queue of at least as many")
         if self.operator == "nn" and self.criterion == "infonce_queue":
@@ -139,9 +121,8 @@ class TwoBranch(Method):
         if o.target == "ema":
             self.target = nn.ModuleList([copy.deepcopy(backbone), copy.deepcopy(self.projector)])
             self.target.requires_grad_(False)
-        searched = o.operator in ("nn", "interpolate") or o.criterion == "infonce_queue"
+        searched = o.operator in SEARCHING or o.criterion == "infonce_queue"
         self.queue = FeatureQueue(o.queue, o.embedding, setting.seed) if searched else None
-        self._newest: list[Tensor] = []
 
     def encode(self, views: Views) -> Encoded:
         encoded = super().encode(views)
@@ -166,7 +147,8 @@ class TwoBranch(Method):
         if self.queue is not None:
             # Neighbours are those of view 1, as in NNCLR; negatives are all targets, as in MoCo.
             kept = [t for _, t in orders] if o.criterion == "infonce_queue" else [0]
-            self._newest += [targets[t].detach() for t in kept]
+            for t in kept:
+                self.queue.collect(targets[t])
         total = torch.stack([self._one_way(z[s], targets[t], draws) for s, t in orders]).sum()
         total = total / len(orders) if o.directions == "mean" else total
         if o.times_2t:
@@ -194,19 +176,9 @@ class TwoBranch(Method):
         self, z: Tensor, other: Tensor, draws: torch.Generator, same_branch: bool
     ) -> Tensor:
         """FA of z [n, d] as [K, n, d]; `other` is what the other branch has projected."""
-        o, k = self.options, self.options.samples
+        o = self.options
         z = z.detach() if o.stop_gradient else z
-        if o.operator == "nn":
-            return nearest(z, self.queue, k, straight_through=same_branch)
-        if o.operator == "mask":
-            return mask(z, o.mask_ratio, draws, k)
-        if o.operator == "noise":
-            return noise(z, o.noise_sd, draws, k)
-        if o.operator == "mix":
-            return mix(z, o.mix_alpha, draws, k)
-        if o.operator == "interpolate":
-            return interpolate(z, self.queue, draws, k)
-        return extrapolate(z, other, draws, k)
+        return augment(z, other, o, self.queue, draws, straight_through=same_branch)
 
     def _criterion(self, online: Tensor, target: Tensor) -> Tensor:
         online, target, t = _precise(online), _precise(target), self.options.temperature
@@ -225,9 +197,8 @@ class TwoBranch(Method):
         if self.target is not None:
             fast = self.backbone, self.projector
             follow(self.target, *fast, progress=progress, start=o.ema_start, end=o.ema_end)
-        if self._newest:  # of every batch that went through `losses` since the last step
-            self.queue.push(torch.cat(self._newest))
-        self._newest = []
+        if self.queue is not None:
+            self.queue.flush()
 
     def describe(self, images: Tensor, reading: str = "corrected") -> Description:
         features = self.backbone(images)

@@ -1,8 +1,9 @@
 """Claims of a paper and what the measured seeds say about each, at a named scale.
 
 Every test reduces to one number per seed - a statistic, a slope, a paired difference, a difference
-of differences - and a two-sided t test of these numbers against the declared threshold, corrected
-for the number of tests of the claim (Holm). A significant number on the claimed side supports, on
+of differences - and a two-sided t test of these numbers against the declared threshold, or two
+one-sided ones where the claim is that they are equal, corrected for the number of tests of the
+claim (Holm). A significant number on the claimed side supports, on
 the other side contradicts, anything else is undecided, with the smallest effect that this many
 seeds could have shown. Verdicts judge the direction at their scale, never a published number.
 """
@@ -21,6 +22,8 @@ from peregrine.reporting.statistics import (
     POWER,
     Estimate,
     detectable,
+    equal_within,
+    equivalence_p,
     estimate,
     holm,
     log_slopes,
@@ -61,6 +64,9 @@ class Finding:
             return "not run"
         if self.p is None or self.p >= ALPHA:
             return "undecided"
+        if self.test.kind == "equivalent":
+            inside = abs(self.found.mean) < self.test.threshold
+            return "supported" if inside else "contradicted"
         above = self.found.mean > self.test.threshold
         claimed = self.test.kind == "differs" or above == (self.test.kind != "below")
         return "supported" if claimed else "contradicted"
@@ -81,8 +87,10 @@ class Finding:
         if self.verdict == "undecided" and len(self.values) == 1:
             out.append("one seed has no interval")
         if self.verdict == "undecided" and self.detectable is not None:
+            equal = self.test.kind == "equivalent"
+            what = "equal rows to be equal within" if equal else "an effect of"
             out.append(
-                f"undecided: {len(self.values)} seeds would have shown an effect of"
+                f"undecided: {len(self.values)} seeds would have shown {what}"
                 f" {self.detectable:.3g} with {POWER:.0%} power"
             )
         if self.verdict == "contradicted":
@@ -173,15 +181,21 @@ def _combined(verdicts: Sequence[str]) -> str:
 def _corrected(findings: Sequence[Finding]) -> list[Finding]:
     """The findings of a claim with their p values, corrected together."""
     tested = [f for f in findings if len(f.values) > 1]
-    p_values = iter(holm([p_value(list(f.values.values()), f.test.threshold) for f in tested]))
+    p_values = iter(holm([_p(finding) for finding in tested]))
     out = []
     for finding in findings:
         if len(finding.values) > 1:
             # The smallest p is held against alpha / m, so the power is computed at that level.
-            shown = detectable(finding.found.sd, finding.found.n, alpha=ALPHA / len(tested))
+            smallest = equal_within if finding.test.kind == "equivalent" else detectable
+            shown = smallest(finding.found.sd, finding.found.n, alpha=ALPHA / len(tested))
             finding = replace(finding, p=next(p_values), detectable=shown)
         out.append(finding)
     return out
+
+
+def _p(finding: Finding) -> float:
+    test = equivalence_p if finding.test.kind == "equivalent" else p_value
+    return test(list(finding.values.values()), finding.test.threshold)
 
 
 def _measured(test: Test, evidence: Evidence) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ from peregrine.reporting.collect import read_collected
 from peregrine.reporting.document_claims import printed_claim
 from peregrine.reporting.figures import pictures
 from peregrine.reporting.published import Cells, Published, published_of
-from peregrine.reporting.scope import left_out, shows_figure, shows_table
+from peregrine.reporting.scope import left_out, shown_figures, shows_table
 from peregrine.reporting.stands_in import stands_in, unverified
 from peregrine.reporting.tables import overlaid
 from peregrine.reporting.words import NO_BREAK, fixed, listed, named, plain, prose
@@ -70,7 +70,7 @@ def document(project: Project, study: Study, collected: Collected, config: Path)
     published = published_of(study, config)
     labels = {name: row.label for name, row in study.rows.items()}
     tables = [table for table in study.tables if shows_table(table, cells, published)]
-    figures = [figure for figure in study.figures if shows_figure(figure, cells)]
+    figures = shown_figures(study.figures, cells)
     return {
         "declared": _declared(study, cells, published, labels, tables, figures)
         | {"overlaid": sorted(overlaid(project, study, config))},

@@ -104,12 +104,15 @@ def _test_notes(test: Mapping[str, Any], said: set[int | str]) -> Iterator[str]:
         shown = _two_digits(times * test["detectable"]) + unit.replace(" %", " points")
         if test["kind"] in ("above", "below"):
             shown += " from the threshold"
+        what = "a true effect of"
+        if test["kind"] == "equivalent":
+            what = "equality within a margin of"
         found = Fraction(POWER).limit_denominator(20)
         often = f"{found.numerator} of {found.denominator} repetitions with {test['seeds']} seeds"
         if test["seeds"] in said:
-            yield f"likewise a true effect of about {shown}"
+            yield f"likewise {what} about {shown}"
         else:
-            yield f"a true effect of about {shown} would be found in {often}"
+            yield f"{what} about {shown} would be found in {often}"
         said.add(test["seeds"])
 
 

@@ -143,12 +143,19 @@ def _by_row(figure: Figure, source: Source) -> Iterator[Mark]:
 
 
 def _gain(figure: Figure, source: Source) -> Iterator[Mark]:
+    def gains(row: str, panel: Panel) -> dict[int, float]:
+        base = figure.baseline[row]
+        return paired(source.values(row, panel), source.values(base, panel))
+
     for panel, group, cell in _present(figure, source):
         base = source.cells.get(figure.baseline.get(cell.row, ""))
-        if base is None:
+        control = source.cells.get(figure.control.get(cell.row, ""))
+        if base is None or (control is None and cell.row in figure.control):
             continue
-        gains = paired(source.values(cell.row, panel), source.values(base.row, panel))
-        yield from _seeds_and_mean(panel, group, cell.label, f"over {base.label}", gains)
+        found, over = gains(cell.row, panel), f"over {base.label}"
+        if control is not None:
+            found, over = paired(found, gains(control.row, panel)), f"minus that of {control.label}"
+        yield from _seeds_and_mean(panel, group, cell.label, over, found)
 
 
 def _history(figure: Figure, source: Source) -> Iterator[Mark]:

@@ -39,6 +39,24 @@ def shows_figure(figure: Figure, cells: Rows) -> bool:
     return bool(own)
 
 
+def shown_figures(figures: Sequence[Figure], cells: Rows) -> list[Figure]:
+    """Those to show, without one all of whose rows an earlier one shows in the same way."""
+    shown: list[Figure] = []
+    for figure in filter(lambda each: shows_figure(each, cells), figures):
+        alike = [each for each in shown if _way(each) == _way(figure)]
+        if not any(_run(figure, cells) <= _run(each, cells) for each in alike):
+            shown.append(figure)
+    return shown
+
+
+def _way(figure: Figure) -> tuple:
+    return figure.kind, figure.panels, figure.option, figure.control
+
+
+def _run(figure: Figure, cells: Rows) -> set[str]:
+    return {row for group in figure.groups.values() for row in group if row in cells}
+
+
 def _own(rows: Iterable[str], baseline: Mapping[str, str], cells: Rows) -> list[str]:
     """Those of `rows` that are run and are not there only to be compared with.
 

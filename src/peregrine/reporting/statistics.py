@@ -89,6 +89,32 @@ def p_value(values: ArrayLike, null: float = 0.0) -> float:
     return float(2 * stats.t.sf(distance / error, len(data) - 1))
 
 
+def equivalence_p(values: ArrayLike, margin: float) -> float:
+    """p of the hypothesis that the mean of `values` [k >= 2] lies within +-margin, or beyond it.
+
+    Mean inside: two one-sided tests (Schuirmann 1987), the larger p, that of the nearer end. Mean
+    outside: the two-sided p against that end, as of any other threshold.
+    """
+    mean = float(np.mean(values))
+    p = p_value(values, math.copysign(margin, mean))
+    return p / 2 if abs(mean) < margin else p
+
+
+def equal_within(sd: float, k: int, *, alpha: float = ALPHA, power: float = POWER) -> float:
+    """Smallest margin within which two one-sided tests over k seeds find no effect, with `power`.
+
+    In the unit of `sd`, for a true mean of 0, where they find |mean| + t s / sqrt(k) < margin.
+    """
+    share = (np.arange(2000) + 0.5) / 2000
+    s = np.sqrt(stats.chi2.ppf(share, k - 1) / (k - 1))  # of the sample, as a share of sd
+    bound = float(stats.t.ppf(1 - alpha, k - 1)) * s
+
+    def lacking(margin: float) -> float:
+        return float(2 * stats.norm.cdf(np.maximum(margin - bound, 0)).mean() - 1) - power
+
+    return optimize.brentq(lacking, 0.0, bound.max() + 10) * sd / math.sqrt(k)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """p values corrected for their number (Holm 1979), in the given order."""
     m, running, out = len(p_values), 0.0, [0.0] * len(p_values)
