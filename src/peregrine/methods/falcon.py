@@ -29,6 +29,10 @@ class Options(MethodOptions):
     )
     symmetric: bool = Field(False, description="Average both view orders, as released.")
     beta: float = Field(1.0, gt=0, description="Weight of the invariance term.")
+    prior_weight: float = Field(
+        1.0, ge=0, description="Weight of the prior term; 0 is a control that must collapse."
+    )
+    batch_norm: bool = Field(True, description="In the projector; false is a control.")
     epsilon: float = Field(1e-8, gt=0, lt=1, description="Mass of a code that is not chosen.")
     chunk: int = Field(
         0, ge=0, description="Codes scored at a time, 8192 say, where [n, c] does not fit; 0: all."
@@ -118,7 +122,7 @@ class FalconHead(nn.Module):
         super().__init__()
         f, c, n = options.embedding, options.codes, setting.batch_size
         self.linear = nn.Linear(inputs, f)
-        self.norm = nn.BatchNorm1d(f)
+        self.norm = nn.BatchNorm1d(f) if options.batch_norm else nn.Identity()
         self.shape = (f, c)
         self.chunk = options.chunk
         self.squash = options.norm
@@ -184,6 +188,10 @@ class Falcon(Method):
         self.head = FalconHead(backbone.features, options, setting)
 
     def losses(self, encoded: Encoded, progress: Progress) -> dict[str, Tensor]:
+        terms = self._terms(encoded)
+        return terms | {"prior": self.options.prior_weight * terms["prior"]}
+
+    def _terms(self, encoded: Encoded) -> dict[str, Tensor]:
         o, head = self.options, self.head
         form = {"beta": o.beta, "prior": o.prior, "symmetric": o.symmetric}
         if not o.chunk:
