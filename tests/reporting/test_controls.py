@@ -74,7 +74,7 @@ def reports(digits):
 
 @pytest.fixture(scope="module")
 def verdicts(reports):
-    """Form -> kind of collapse -> verdict of claim A1's test that there is none."""
+    """(form, kind of collapse) -> verdict of claim A1's test that there is none."""
     project = load(CONFIG)
     study = project.studies["falcon"]
     (claim,) = [each for each in study.claims if each.id == "A1"]
@@ -82,9 +82,6 @@ def verdicts(reports):
     assert [kind in test.label for kind, test in zip(KINDS, tests, strict=True)] == [True] * 4
     out = {}
     for form in FORMS:
-        asked = claim.model_copy(
-            update={"tests": [test.model_copy(update={"rows": (form,)}) for test in tests]}
-        )
         measured = [
             Measurement("falcon", form, form, form, seed, "corrected", "standard", name, value)
             for seed in SEEDS
@@ -94,26 +91,28 @@ def verdicts(reports):
         ]
         runs = [SeedRun(form, form, form, s, "finished", 30, "", "", "cpu", "", "") for s in SEEDS]
         cells = {form: SimpleNamespace(id=form, label=form)}
-        found = judge(
-            asked, Evidence(study, cells, Records(measured, runs), {}, "digits", "standard")
-        )
-        out[form] = dict(zip(KINDS, (t["verdict"] for t in found["tests"]), strict=True))
+        found = Evidence(study, cells, Records(measured, runs), {}, "digits", "standard")
+        # Each by itself: the correction for many tests asks for more than three tiny runs have.
+        for kind, test in zip(KINDS, tests, strict=True):
+            asked = test.model_copy(update={"rows": (form,)})
+            (result,) = judge(claim.model_copy(update={"tests": (asked,)}), found)["tests"]
+            out[form, kind] = result["verdict"]
     return out
 
 
 def test_a_healthy_falcon_is_not_contradicted(verdicts):
-    assert "contradicted" not in verdicts["healthy"].values()
+    assert "contradicted" not in {verdicts["healthy", kind] for kind in KINDS}
 
 
 def test_without_its_prior_the_images_gather_on_few_codes(verdicts, reports):
-    assert verdicts["no-prior"]["cluster"] == "contradicted"
-    assert verdicts["no-prior"]["representation"] != "contradicted"  # BatchNorm prevents it
+    assert verdicts["no-prior", "cluster"] == "contradicted"
+    assert verdicts["no-prior", "representation"] != "contradicted"  # BatchNorm prevents it
     for seed in SEEDS:
         broken, whole = (reports[form, seed]["codes/occupied"] for form in ("no-prior", "healthy"))
         assert broken < whole / 2
 
 
 def test_without_batch_norm_all_images_share_one_code(verdicts, reports):
-    assert verdicts["no-batch-norm"]["cluster"] == "contradicted"
+    assert verdicts["no-batch-norm", "cluster"] == "contradicted"
     assert [reports["no-batch-norm", seed]["codes/occupied"] for seed in SEEDS] == [1, 1, 1]
     assert [reports["no-batch-norm", seed]["codes/usage_entropy"] for seed in SEEDS] == [0, 0, 0]
