@@ -254,9 +254,9 @@ def show(cells: dict, results: dict) -> None:
     for key, entry in results.items():
         name, side = key.split("/")
         print(f"\n{name}: ours and {side}, {entry['seeds']} seeds")
-        print(
-            f"  first {FIRST_STEPS} losses differ by at most {entry['first_steps']:.1e}, relative"
-        )
+        print(f"  first {FIRST_STEPS} losses within {entry['first_steps']:.1e}")
+        if not entry["seeds"]:
+            continue
         for which in ("ours", side):
             curves = [v["loss"] for (n, k, _), v in cells.items() if (n, k) == (name, which)]
             print(f"  loss, {which:8}", *(f"{x:9.4f}" for x in np.mean(curves, axis=0)))
