@@ -2,12 +2,16 @@
 
 import json
 import warnings
-from math import comb, log
+from math import comb, lgamma, log, log1p
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from peregrine.config.load import read_yaml
 from peregrine.evaluation.clustering import cluster_scores, kmeans_clusters
+
+PROTOCOLS = Path(__file__).parents[2] / "config" / "protocols.yaml"
 
 
 def entropy(*shares):
@@ -61,19 +65,63 @@ def test_one_cluster_for_all_scores_nothing():
     assert (scores["accuracy"], scores["k"], scores["nmi_chance"]) == (0.75, 1, 0.0)
 
 
+CIFAR10, CIFAR100 = [1000] * 10, [100] * 100
+SVHN = [1744, 5099, 4149, 2882, 2523, 2384, 1977, 2019, 1660, 1595]  # test set, digits 0 to 9
+
+
+def expected_nmi(sizes, c):
+    """NMI of uniform random codes out of c with classes of these sizes, from expected entropies.
+
+    A code's count among m images is Binomial(m, 1/c), so with X of that law the entropy of the
+    codes is log n - (c/n) E[X log X] at m = n, and that of classes and codes together the same
+    with the sum over the classes in place of one term.
+    """
+    n = sum(sizes)
+
+    def x_log_x(m):
+        k = np.arange(1, min(m, 400) + 1)  # far above every mean here, 78 at most
+        logs = [
+            lgamma(m + 1) - lgamma(x + 1) - lgamma(m - x + 1) + (m - x) * log1p(-1 / c) for x in k
+        ]
+        return (np.exp(np.array(logs) - k * log(c)) * k * np.log(k)).sum()
+
+    codes = log(n) - c / n * x_log_x(n)
+    both = log(n) - c / n * sum(map(x_log_x, sizes))
+    classes = entropy(*(m / n for m in sizes))
+    return 2 * (classes + codes - both) / (classes + codes)
+
+
 @pytest.mark.parametrize(
-    ("c", "published"), [(128, 0.016), (2048, 0.186), (4096, 0.259), (16384, 0.352)]
+    ("sizes", "c", "reference"),
+    [
+        (CIFAR10, 128, 0.016),
+        (CIFAR10, 2048, 0.186),
+        (CIFAR10, 4096, 0.259),
+        (CIFAR10, 16384, 0.352),
+        (SVHN, 16384, 0.263),
+        (CIFAR100, 16384, 0.630),
+    ],
 )
-def test_chance_level_of_random_codes_on_ten_balanced_classes(c, published):
-    """The table of falcon.md, section 2: NMI of codes that know nothing about 10,000 images."""
-    labels = np.repeat(np.arange(10), 1000)
-    codes = np.random.default_rng(c).integers(0, c, 10_000)
-    scores = cluster_scores(labels, codes, permutations=20, seed=0)
-    assert scores["nmi_chance"] == pytest.approx(published, abs=0.003)
-    assert scores["nmi"] == pytest.approx(scores["nmi_chance"], abs=0.005)
-    assert scores["ami"] == pytest.approx(0.0, abs=0.01)
-    assert scores["ari"] == pytest.approx(0.0, abs=0.01)
-    assert scores["k"] == pytest.approx(c * (1 - (1 - 1 / c) ** 10_000), abs=150)
+def test_random_codes_in_place_of_a_method_score_chance(sizes, c, reference):
+    """The italic row of falcon.md, section 2, and its derivation, by the standard protocol."""
+    protocol = read_yaml(PROTOCOLS)["standard"]
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    n = len(labels)
+    codes = np.random.default_rng(c).integers(0, c, n)
+    scores = cluster_scores(
+        labels, codes, permutations=protocol["chance_permutations"], seed=protocol["split_seed"]
+    )
+    expected = expected_nmi(sizes, c)
+    # The reference is one draw of codes, three decimals of it: four of its sd, and the rounding.
+    sd = scores["nmi_chance_sd"]
+    assert sd < 0.002
+    assert expected == pytest.approx(reference, abs=4 * sd + 0.0005)
+    assert scores["nmi_chance"] == pytest.approx(expected, abs=0.0005 + 4 * sd / 20**0.5)
+    assert scores["nmi"] == pytest.approx(scores["nmi_chance"], abs=4 * sd)
+    assert scores["ami"] == pytest.approx(0.0, abs=0.005)
+    assert scores["ari"] == pytest.approx(0.0, abs=0.001)
+    occupied = c * (1 - (1 - 1 / c) ** n)
+    assert scores["k"] == pytest.approx(occupied, abs=4 * occupied**0.5)
 
 
 def test_chance_level_belongs_to_the_seed():

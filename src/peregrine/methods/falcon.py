@@ -34,6 +34,10 @@ class Options(TargetAugmentationOptions):
     )
     symmetric: bool = Field(False, description="Average both view orders, as released.")
     beta: float = Field(1.0, gt=0, description="Weight of the invariance term.")
+    prior_weight: float = Field(
+        1.0, ge=0, description="Weight of the prior term; 0 is a control that must collapse."
+    )
+    batch_norm: bool = Field(True, description="In the projector; false is a control.")
     epsilon: float = Field(1e-8, gt=0, lt=1, description="Mass of a code that is not chosen.")
     chunk: int = Field(
         0, ge=0, description="Codes scored at a time, 8192 say, where [n, c] does not fit; 0: all."
@@ -125,7 +129,7 @@ class FalconHead(nn.Module):
         super().__init__()
         f, c, n = options.embedding, options.codes, setting.batch_size
         self.linear = nn.Linear(inputs, f)
-        self.norm = nn.BatchNorm1d(f)
+        self.norm = nn.BatchNorm1d(f) if options.batch_norm else nn.Identity()
         self.shape = (f, c)
         self.chunk = options.chunk
         self.squash = options.norm
@@ -208,9 +212,8 @@ class Falcon(Method):
             for sample in self._augmented(target, online, draws)
         ]
         means = {name: torch.stack([each[name] for each in found]).mean() for name in found[0]}
-        times = (
-            o.samples if o.reduction == "free" else 1
-        )  # one batch, so one prior, for all samples
+        # One batch, so one prior, for all samples.
+        times = o.samples if o.reduction == "free" else 1
         return means | {"invariance": times * means["invariance"]}
 
     def _augmented(self, h: Tensor, other: Tensor, draws: torch.Generator) -> Tensor:
@@ -221,10 +224,12 @@ class Falcon(Method):
     def _terms(self, h_a: Tensor, h_b: Tensor, symmetric: bool) -> dict[str, Tensor]:
         o, head = self.options, self.head
         form = {"beta": o.beta, "prior": o.prior, "symmetric": symmetric}
-        if not o.chunk:
-            return falcon_loss(head.scores(h_a).float(), head.scores(h_b).float(), **form)
-        sizes = {"codes": o.codes, "tau": head.tau, "chunk": o.chunk}
-        return streamed_falcon_loss(h_a, h_b, head.columns, **sizes, **form)
+        if o.chunk:
+            sizes = {"codes": o.codes, "tau": head.tau, "chunk": o.chunk}
+            terms = streamed_falcon_loss(h_a, h_b, head.columns, **sizes, **form)
+        else:
+            terms = falcon_loss(head.scores(h_a).float(), head.scores(h_b).float(), **form)
+        return terms | {"prior": o.prior_weight * terms["prior"]}
 
     def after_step(self, progress: Progress) -> None:
         if self.memory is not None:
