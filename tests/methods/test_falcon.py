@@ -12,15 +12,8 @@ from torch.nn import functional as F
 
 from peregrine.data.views import ViewGroup, Views
 from peregrine.methods.base import Encoded, Progress, Setting
-from peregrine.methods.falcon import (
-    Falcon,
-    FalconHead,
-    Options,
-    falcon_loss,
-    pack,
-    temperature,
-    unpack,
-)
+from peregrine.methods.dictionaries import pack, unpack
+from peregrine.methods.falcon import Falcon, FalconHead, Options, falcon_loss, temperature
 
 N, INPUTS, WIDTH, CODES = 5, 4, 6, 11  # f c = 66 signs: the last byte is not full
 EPS, BETA = 1e-8, 0.7
