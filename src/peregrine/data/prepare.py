@@ -163,9 +163,9 @@ def _part(splits: dict[str, Split], spec: DatasetSpec, classes: Sequence[str]) -
     sizes: list[int] = [0] * len(classes)  # 0: all that are not held out
     if spec.train_per_class or spec.imbalance > 1:
         fewest = int(np.bincount(train.labels, minlength=len(classes)).min())
-        largest = spec.train_per_class or max(fewest - held, 1)
+        largest = spec.train_per_class or max(fewest - held, 0)
         sizes = spec.class_sizes(largest, len(classes))
-        if not all(sizes):
+        if largest and not sizes[-1]:
             raise UserError(
                 f"data set {spec.name}: imbalance {spec.imbalance:g} leaves class '{classes[-1]}'"
                 f" none of {largest:,} training images; choose a smaller one"

@@ -66,7 +66,7 @@ class Dictionary(nn.Module):
         else:
             self.codes = nn.Parameter(free) if self.frozen < c else None
         if isinstance(self.codes, nn.Parameter):
-            # A direction has nothing to decay; of a hardly used code, decay would be all that Adam sees.
+            # A direction has nothing to decay, and Adam would see little else of an unused code.
             self.codes.undecayed = True
         self._signs: Tensor | None = None
         self.register_load_state_dict_post_hook(lambda module, _: module._forget())
