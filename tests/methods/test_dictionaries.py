@@ -158,7 +158,7 @@ def test_the_gradient_of_a_code_is_that_of_finite_differences():
     codes = method.head.codes.detach().clone()
     sum(method.losses(Encoded([z.double() for z in views().online], []), NOW).values()).backward()
     direction = torch.randn(F, C, generator=generator(0, "test"), dtype=torch.float64)
-    ends = [float(value(codes + step * direction)) for step in (1e-5, -1e-5)]
+    ends = [value(codes + step * direction).item() for step in (1e-5, -1e-5)]
     slope = float((method.head.codes.grad * direction).sum())
     assert slope == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4)  # scores pass float32
     assert abs(slope) > 1e-2
