@@ -146,17 +146,17 @@ def kmeans(points: Tensor, count: int, draws: torch.Generator) -> Tensor:
     """Unit centres [count, f] of unit points [m, f], m >= count, by cosine (spherical k-means).
 
     From `count` random points by ROUNDS of Lloyd's algorithm. A centre that no point is nearest
-    to, or whose points cancel, stays where it is. Sums are matrix products, as those of a
-    scattered addition would differ from run to run on a GPU.
+    to, or whose points cancel, stays where it is. Points are sorted by centre and added up in
+    order, as the sums of a scattered addition would differ from run to run on a GPU.
     """
     centres = points[torch.randperm(len(points), generator=draws)[:count].to(points.device)]
-    some = max(1, ENTRIES // count)
+    parts = points.split(max(1, ENTRIES // count))
+    members = torch.arange(count, device=points.device)
     for _ in range(ROUNDS):
-        nearest = torch.cat([(part @ centres.T).argmax(dim=1) for part in points.split(some)])
-        sums = torch.zeros_like(centres)
-        members = torch.arange(count, device=points.device)
-        for part, own in zip(points.split(some), nearest.split(some), strict=True):
-            sums += (members[:, None] == own).to(points.dtype) @ part
+        nearest = torch.cat([(part @ centres.T).argmax(dim=1) for part in parts])
+        nearest, order = nearest.sort(stable=True)
+        starts = torch.searchsorted(nearest, members)
+        sums = F.embedding_bag(order, points, starts, mode="sum")
         empty = ~sums.any(dim=1, keepdim=True)
         centres = torch.where(empty, centres, F.normalize(sums, dim=1))
     return centres
