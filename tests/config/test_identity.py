@@ -19,7 +19,7 @@ FROZEN = Path(__file__).with_name("frozen_ids.json")
 BASE = {"dataset": {"name": "digits"}, "views": [{}, {"role": "target"}]}
 # Options that exclude one another need a start from which each of them can move.
 STARTS = {
-    "falcon": [{}, {"operator": "mask"}],
+    "falcon": [{}, {"operator": "mask"}, {"dictionary": "kmeans"}],
     "swav": [{}, {"operator": "mask"}],
     "two_branch": [{}, {"criterion": "cosine", "placement": "parallel", "operator": "mask"}],
 }
@@ -65,7 +65,7 @@ def others(annotation, value):
     if get_origin(annotation) is Literal:
         return [each for each in get_args(annotation) if each != value]
     if value is None:
-        return [0.5, 5]
+        return [0.5, 5, [1, 2]]
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int):

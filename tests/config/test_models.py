@@ -24,6 +24,30 @@ BASE = {"dataset": {"name": "digits"}, "views": [{"count": 2}], "method": {"name
         ({"batch_size": 4, "accumulate": {"steps": 4}}, "parts of at least 2 images"),
         ({"accumulate": {"steps": 0}}, "accumulate.steps"),
         ({"optimizer": {"eta": 0}}, "optimizer.eta"),
+        ({"dataset": {"imbalance": 0.5}}, "dataset.imbalance: input should be greater than or eq"),
+        ({"dataset": {"imbalance": "x"}}, "dataset.imbalance"),
+        (
+            {"method": {"dictionary": "hadamard", "embedding": 96}},
+            "hadamard needs an embedding of 2, 4, 8, ..., not 96",
+        ),
+        ({"method": {"dictionary": "learned", "chunk": 8}}, "remove it or dictionary: learned"),
+        ({"method": {"dictionary": "hybrid", "chunk": 8}}, "chunk gives no gradient to codes"),
+        (
+            {"method": {"dictionary": "kmeans", "codes": 64, "kmeans_memory": 63}},
+            "kmeans_memory 63 is too small for 64 codes",
+        ),
+        (
+            {"method": {"kmeans_memory": 20000}},
+            "kmeans_memory is an option of dictionary: kmeans; remove it",
+        ),
+        (
+            {"method": {"dictionary": "learned", "refit_epochs": 2}},
+            "refit_epochs is an option of dictionary: kmeans",
+        ),
+        ({"method": {"dictionary": "hadamar"}}, "dictionary"),
+        ({"method": {"prior_frequencies": [1]}}, "prior_frequencies"),
+        ({"method": {"prior_frequencies": [1, 0]}}, "prior_frequencies.1: input should be greater"),
+        ({"method": {"prior_frequencies": [1, 2e6]}}, "by more than a factor of a million"),
     ],
 )
 def test_refused(fields, message):

@@ -278,3 +278,59 @@ def test_too_few_images_of_a_class_are_one_line(digits, whole):
     ):
         with pytest.raises(UserError, match=r"digits: class '\d' has 11\d training images, and"):
             part(digits, **fields)
+
+
+# --- long-tailed training sets --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("imbalance", "expected"),
+    [
+        # CIFAR-10-LT: 5000 x 100^(-k/9) by an ordinary calculator, rounded down; 12,406 images.
+        (100, [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]),
+        (10, [5000, 3871, 2997, 2320, 1796, 1391, 1077, 834, 645, 500]),
+        (1, [5000] * 10),
+    ],
+)
+def test_class_sizes_are_those_of_the_usual_recipe(imbalance, expected):
+    assert DatasetSpec(name="x", imbalance=imbalance).class_sizes(5000, 10) == expected
+
+
+def test_the_long_tail_keeps_the_last_images_of_each_class_in_the_stated_order(digits, whole):
+    """64 x 8^(-k/9): the cube root of a half from class to class."""
+    sizes = [64, 50, 40, 32, 25, 20, 16, 12, 10, 8]
+    tail = part(digits, train_per_class=64, imbalance=8)
+    full = part(digits, train_per_class=64)
+    assert np.bincount(tail.labels["train"]).tolist() == sizes
+    assert tail.sums["test"] == whole.sums["test"]
+    assert (tail.mean, tail.sd) == (whole.mean, whole.sd)
+    picked = rows(whole, tail.images["train"])
+    assert picked == sorted(picked)
+    assert set(picked) < set(rows(whole, full.images["train"]))
+    for label, n in enumerate(sizes):  # the same images as of a smaller balanced set
+        some = part(digits, train_per_class=n)
+        own = {row for row in picked if whole.labels["train"][row] == label}
+        assert own < set(rows(whole, some.images["train"]))
+
+
+def test_the_largest_class_is_the_smallest_of_the_set_less_what_is_held_out(digits, whole):
+    smallest = int(np.bincount(whole.labels["train"]).min())
+    held = part(digits, imbalance=10, validation_per_class=20)
+    counts = np.bincount(held.labels["train"])
+    assert counts[0] == smallest - 20
+    assert counts[9] == (smallest - 20) // 10
+    assert np.bincount(held.labels["test"]).tolist() == [20] * 10
+    assert not set(rows(whole, held.images["train"])) & set(rows(whole, held.images["test"]))
+    assert np.bincount(part(digits, imbalance=10).labels["train"])[0] == smallest
+    assert part(digits, imbalance=1).sums == whole.sums
+
+
+def test_a_long_tail_that_cannot_be_had_is_one_line(digits):
+    with pytest.raises(UserError, match=r"digits: imbalance 200 leaves class '9' none of 11\d "):
+        part(digits, imbalance=200)
+    with pytest.raises(UserError, match="imbalance 30 leaves class '9' none of 20"):
+        part(digits, train_per_class=20, imbalance=30)
+    with pytest.raises(UserError, match=r"class '\d' has 11\d training images, and"):
+        part(digits, train_per_class=1000, imbalance=2)
+    with pytest.raises(UserError, match=r"class '\d' has 11\d training images, and"):
+        part(digits, validation_per_class=500, imbalance=2)

@@ -6,21 +6,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from derivations import central_differences, softmax
 from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
 
 from peregrine.data.views import ViewGroup, Views
 from peregrine.methods.base import Encoded, Progress, Setting
-from peregrine.methods.falcon import (
-    Falcon,
-    FalconHead,
-    Options,
-    falcon_loss,
-    pack,
-    temperature,
-    unpack,
-)
+from peregrine.methods.dictionaries import pack, unpack
+from peregrine.methods.falcon import Falcon, FalconHead, Options, falcon_loss, temperature
 
 N, INPUTS, WIDTH, CODES = 5, 4, 6, 11  # f c = 66 signs: the last byte is not full
 EPS, BETA = 1e-8, 0.7
@@ -147,6 +141,61 @@ def test_a_wrong_factor_of_two_anywhere_is_seen(switches, which, factor):
     expected, slopes = by_derivation(head, z, *switches, wrong={which: factor})
     assert furthest(values, expected) > 1e-3
     assert furthest(gradients, slopes) > 1e-3
+
+
+@pytest.mark.parametrize("prior", ["forward", "reverse"])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_prior_of_class_frequencies_equals_its_derivation(prior, symmetric):
+    """CE(q, p-bar) and KL(p-bar || q) over 11 codes of 3 classes with 6, 3 and 2 images.
+
+    By hand: a class has 11/3 codes, so codes 0-2 are the first one's, of code 3 two thirds, codes
+    4-6 the second one's, with a third of code 3 and of code 7; each code has 3/11 of its class.
+    """
+    classes = np.array([6.0, 3.0, 2.0]) / 11
+    owned = np.zeros((3, CODES))
+    owned[0, :3], owned[1, 4:7], owned[2, 8:] = 1, 1, 1
+    owned[0, 3], owned[1, 3], owned[1, 7], owned[2, 7] = 2 / 3, 1 / 3, 1 / 3, 2 / 3
+    q = classes @ owned * 3 / 11
+    assert q.sum() == pytest.approx(1)
+
+    def derived(a, b):
+        def match(x):
+            p = softmax(x, 1).mean(0)
+            return -q @ np.log(p) if prior == "forward" else p @ (np.log(p) - np.log(q))
+
+        return (match(a) + match(b)) / 2 if symmetric else match(a)
+
+    head = Falcon(Halves(), options(prior_frequencies=[6, 3, 2]), Setting(N, 100, 3))
+
+    def ours(a, b):
+        return falcon_loss(a, b, prior=prior, symmetric=symmetric, q=head.q.double())["prior"]
+
+    a, b = np.random.default_rng(0).normal(size=(2, N, CODES)) * 2
+    leaves = [torch.from_numpy(each).requires_grad_() for each in (a, b)]
+    value = ours(*leaves)
+    slopes = torch.autograd.grad(value, leaves, allow_unused=True)
+    expected = central_differences(derived, [a, b])
+    assert float(value.detach()) == pytest.approx(derived(a, b), abs=1e-6)
+    for slope, wanted in zip(slopes, expected, strict=True):
+        found = torch.zeros(1) if slope is None else slope
+        assert abs(found.numpy() - wanted).max() < 1e-6
+    assert abs(expected[0]).max() > 1e-2
+
+
+@pytest.mark.parametrize(("norm", "prior", "symmetric"), SWITCHES)
+def test_equal_frequencies_are_the_uniform_prior_and_others_reach_the_loss(norm, prior, symmetric):
+    """Nothing but the prior term may change, also where classes do not divide the codes."""
+    z, terms = features(), []
+    for frequencies in (None, [0.25] * 4, [7, 7, 7], [100, 10, 1]):
+        given = {} if frequencies is None else {"prior_frequencies": frequencies}
+        method = Falcon(Halves(), options(norm, prior, symmetric, **given), Setting(N, 100, 3))
+        method.double().head.load_state_dict(make_head(norm).state_dict())
+        terms.append(method.losses(Encoded([*z], []), NOW))
+    for same in terms[1:3]:
+        assert furthest(same.values(), terms[0].values()) < 1e-5  # scores pass through float32
+    assert torch.equal(terms[3]["invariance"], terms[0]["invariance"])
+    assert (terms[3]["prior"] - terms[0]["prior"]).abs().item() > 0.1
+    assert not [key for key in method.state_dict() if key.endswith("q")]
 
 
 class Halves(nn.Module):

@@ -90,6 +90,17 @@ def test_finite_and_equal_to_the_direct_loss_where_logits_saturate(norm, prior, 
     torch.testing.assert_close(gradients, slopes, rtol=0, atol=1e-3 * largest, **ANY)
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+@pytest.mark.parametrize(("norm", "prior", "symmetric"), SWITCHES)
+def test_a_prior_that_is_not_uniform_equals_the_direct_one(norm, prior, symmetric, chunk):
+    q = draw(CODES, seed=8).softmax(0)
+    form = {"prior": prior, "symmetric": symmetric, "q": q}
+    values, slopes = terms_and_gradients(lambda a, b: direct(a, b, **form), norm)
+    ours, gradients = terms_and_gradients(lambda a, b: streamed(a, b, chunk, **form), norm)
+    torch.testing.assert_close(ours, values, rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradients, slopes, rtol=0, atol=1e-12)
+
+
 def test_no_view_may_be_missing_a_row():
     with pytest.raises(ValueError, match="embeddings must be two"):
         streamed(draw(N, WIDTH), draw(N - 1, WIDTH), 5)
@@ -107,9 +118,14 @@ def method(norm="l2", chunk=0, codes=CODES, seed=1, **form):
     return Falcon(Identity(), options, Setting(N, 100, seed)).double()
 
 
-@pytest.mark.parametrize(("norm", "prior", "symmetric"), SWITCHES)
-def test_the_method_trains_and_describes_alike_with_and_without_chunks(norm, prior, symmetric):
-    form = {"norm": norm, "prior": prior, "symmetric": symmetric, "beta": 0.7}
+FORMS = [dict(zip(("norm", "prior", "symmetric"), each, strict=True)) for each in SWITCHES]
+FORMS += [{"prior_frequencies": [3, 2, 1], "prior": prior} for prior in ("forward", "reverse")]
+FORMS += [{"dictionary": "kmeans", "kmeans_memory": 30}]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_method_trains_and_describes_alike_with_and_without_chunks(form):
+    form = form | {"beta": 0.7}
     whole, chunked = method(**form), method(chunk=5, **form)
     chunked.load_state_dict(whole.state_dict())
     z = [*draw(2, N, 4)]

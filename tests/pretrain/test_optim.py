@@ -82,6 +82,21 @@ def test_one_step_by_hand(name):
     assert frozen.item() == 5.0
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
+def test_what_a_method_marks_is_never_decayed(name):
+    """Without a gradient only decay moves a weight; the schedule of the decay leaves it out too."""
+    marked, plain = (nn.Parameter(torch.tensor([[2.0, -1.0]])) for _ in range(2))
+    marked.undecayed = True
+    spec = OptimizerSpec(name=name, weight_decay=0.5)
+    optimizer = build_optimizer(spec, [marked, plain], lr=0.1)
+    set_rates(optimizer, 0.1, 0.5)
+    for each in (marked, plain):
+        each.grad = torch.zeros_like(each)
+    optimizer.step()
+    assert marked.tolist() == [[2.0, -1.0]]
+    assert abs(plain[0, 0].item()) < 2.0
+
+
 def test_lars_by_hand():
     """|w| = 5, |g| = 1: rate .02 * 5 / (1 + .1 * 5) = 1/15 of lr 1, g + .1 w = (.9, 1.2)."""
     spec = OptimizerSpec(name="lars", weight_decay=0.1, exclude_bias_and_norm=True)

@@ -83,6 +83,34 @@ def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+DICTIONARIES = {
+    "learned": {"dictionary": "learned"},
+    "hybrid": {"dictionary": "hybrid"},
+    "hadamard": {"dictionary": "hadamard"},
+    # 48 embeddings a step: a step over the end of the memory, full in the second epoch's first.
+    "kmeans": {"dictionary": "kmeans", "kmeans_memory": 200, "refit_epochs": 1},
+    "kmeans in parts": {"dictionary": "kmeans", "kmeans_memory": 200, "chunk": 24},
+    "prior": {"prior_frequencies": [5, 3, 1]},
+}
+
+
+@pytest.mark.parametrize("options", DICTIONARIES.values(), ids=DICTIONARIES)
+def test_stopped_with_every_dictionary(
+    options, tiny_run, tiny_data, undisturbed, after_step, tmp_path
+):
+    run = tiny_run(method=options)
+    expected = undisturbed(run)
+    folder = tmp_path / "stopped"
+    for steps in (STEPS, 1, 2):  # at the end of an epoch, after its first step, and later
+        after_step(steps, terminate)
+        with pytest.raises(Interrupted, match="15"):
+            pretrain(run, 0, tiny_data, folder, CPU)
+    pretrain(run, 0, tiny_data, folder, CPU)
+    assert results(folder) == expected
+    if options.get("dictionary") == "kmeans":
+        assert load_file(folder / "method.safetensors")["head.fitted"] == 3  # the last epoch
+
+
 @pytest.mark.parametrize(
     ("method", "optimizer", "precision"),
     [

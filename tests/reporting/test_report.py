@@ -378,15 +378,16 @@ def test_what_stands_in_names_files_that_are_not_the_official_ones(copy, printed
 
 
 def test_a_part_of_the_data_is_described(collected):
-    """Both options beside the data set, in the column of this scale only."""
+    """All options beside the data set, in the column of this scale only."""
     part = {"name": "cifar100", "train_per_class": 1000, "validation_per_class": 50}
+    part["imbalance"] = 20
     scale = collected.project.scale.model_copy(update={"run": {"dataset": part}})
     study = collected.project.study("toy")
     cells = tuple(resolve(study, scale, {}))
     project = replace(collected.project, scale=scale, cells=cells)
     facts = {what: rest for what, *rest in stands_in(project, study, collected.config)}
     assert facts["data set"][1] == (
-        "CIFAR-100, 1,000 training images a class,"
+        "CIFAR-100, 1,000 training images a class, long-tailed, the first class 20 times the last,"
         " tested on 50 held-out training images a class, not on the test set"
     )
     assert "held-out" not in facts["data set"][0]

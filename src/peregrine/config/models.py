@@ -65,6 +65,21 @@ class DatasetSpec(Model):
         ge=1,
         description="Training images a class that are held out and stand in for the test set.",
     )
+    imbalance: float = Field(
+        1.0,
+        ge=1,
+        le=1e6,
+        description="Training images of the first class over those of the last; see class_sizes.",
+    )
+
+    def class_sizes(self, largest: int, classes: int) -> list[int]:
+        """Training images of each class, n_k = largest * imbalance^(-k / (K - 1)), rounded down.
+
+        Source: Cui et al. 2019, arXiv 1901.05555, section 4 (long-tailed CIFAR).
+        """
+        exponents = (k / max(classes - 1, 1) for k in range(classes))
+        # A product that is whole but for rounding, 5000 / 100 say, is not to lose one.
+        return [int(largest * self.imbalance**-each + 1e-6) for each in exponents]
 
 
 class SourceSpec(Model):

@@ -134,7 +134,7 @@ def load(path: Path, spec: DatasetSpec | None = None) -> Prepared:
         if split_sum(split) != record["sums"][name]:
             raise UserError(f"{path}: {name} fails its checksum; delete it and run prepare again")
     sums = record["sums"]
-    if spec and (spec.train_per_class or spec.validation_per_class):
+    if spec and (spec.train_per_class or spec.validation_per_class or spec.imbalance > 1):
         splits = _part(splits, spec, record["classes"])
         sums = {name: split_sum(split) for name, split in splits.items()}
     return Prepared(
@@ -152,24 +152,35 @@ def _part(splits: dict[str, Split], spec: DatasetSpec, classes: Sequence[str]) -
     """The subset for training, and the held-out images in place of the test set.
 
     Every training image has its place in one fixed order. Of each class, the first images are held
-    out and the last ones trained on, so neither choice depends on how many the other takes.
+    out and the last ones trained on, so neither choice depends on how many the other takes. With
+    an imbalance the first class has train_per_class images, or as many as every class has.
     """
     from peregrine.streams import stream_seed  # torch, which only training and extraction have
 
     train, held = splits["train"], spec.validation_per_class or 0
     order = [stream_seed(0, "data/part", step=index) for index in range(len(train.labels))]
     ranked = np.argsort(order)
+    sizes: list[int] = [0] * len(classes)  # 0: all that are not held out
+    if spec.train_per_class or spec.imbalance > 1:
+        fewest = int(np.bincount(train.labels, minlength=len(classes)).min())
+        largest = spec.train_per_class or max(fewest - held, 0)
+        sizes = spec.class_sizes(largest, len(classes))
+        if largest and not sizes[-1]:
+            raise UserError(
+                f"data set {spec.name}: imbalance {spec.imbalance:g} leaves class '{classes[-1]}'"
+                f" none of {largest:,} training images; choose a smaller one"
+            )
     used, kept = [], []
-    for label, name in enumerate(classes):
+    for label, (name, size) in enumerate(zip(classes, sizes, strict=True)):
         of_class = ranked[train.labels[ranked] == label]
-        wanted = held + (spec.train_per_class or 1)
+        wanted = held + max(size, 1)
         if len(of_class) < wanted:
             raise UserError(
                 f"data set {spec.name}: class '{name}' has {len(of_class):,} training images, and"
                 f" train_per_class and validation_per_class ask for {wanted:,}; ask for fewer"
             )
         kept.append(of_class[:held])
-        used.append(of_class[-spec.train_per_class :] if spec.train_per_class else of_class[held:])
+        used.append(of_class[-size:] if size else of_class[held:])
     rows = np.sort(np.concatenate(used))
     out = {**splits, "train": Split(train.images[rows], train.labels[rows])}
     if held:

@@ -3,7 +3,8 @@
 Sansone, Lebailly, Tuytelaars, arXiv 2410.04959. Features z in R^f' go through
 h = norm(BN(Linear(z))) and are scored against a dictionary W in {-1, +1}^{f x c}:
 p = softmax(h W / tau). The loss asks two views for the same assignment (invariance) and the batch
-for a uniform one (prior). Three switches tell the published form from the released code.
+for a uniform one (prior). Three switches tell the published form from the released code. Other
+dictionaries, and priors that are not uniform, are ours: see peregrine.methods.dictionaries.
 
 Feature augmentation (arXiv 2410.12396), which neither paper has on FALCON, stands on the embedding
 h' of the second view: p' is taken from the operator's vector at the length of h', the prior from
@@ -11,7 +12,7 @@ p as before. `symmetric` takes both view orders. Neighbours come from past h of 
 """
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -20,9 +21,9 @@ from torch.nn import functional as F
 
 from peregrine.config.augmentation import TargetAugmentationOptions
 from peregrine.methods.base import Description, Encoded, Method, Progress, Setting
+from peregrine.methods.dictionaries import Dictionary, code_prior
 from peregrine.methods.falcon_streamed import streamed_falcon_loss
 from peregrine.methods.feature_augmentation import SEARCHING, FeatureQueue, augment
-from peregrine.streams import generator
 
 
 class Options(TargetAugmentationOptions):
@@ -42,7 +43,16 @@ class Options(TargetAugmentationOptions):
     chunk: int = Field(
         0, ge=0, description="Codes scored at a time, 8192 say, where [n, c] does not fit; 0: all."
     )
-
+    dictionary: Literal["random", "hadamard", "learned", "hybrid", "kmeans"] = Field(
+        "random", description="Frozen signs as published; the others are ours, see dictionaries.py."
+    )
+    kmeans_memory: int = Field(
+        16384, ge=2, description="Recent embeddings that kmeans is fitted to."
+    )
+    refit_epochs: int = Field(1, ge=1, description="Epochs between two fits, kmeans only.")
+    prior_frequencies: tuple[Annotated[float, Field(gt=0, le=1e15)], ...] | None = Field(
+        None, min_length=2, description="Of the classes, counts or shares; none: a uniform prior."
+    )
     stop_gradient: bool = Field(True, description="Detach the embedding that is augmented.")
 
     @model_validator(mode="after")
@@ -51,6 +61,26 @@ class Options(TargetAugmentationOptions):
             raise ValueError(
                 f"epsilon {self.epsilon} is too large for {self.codes} codes: keep it below 1/codes"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _dictionary_can_be_had(self) -> "Options":
+        kind = self.dictionary
+        if kind == "hadamard" and self.embedding & (self.embedding - 1):
+            raise ValueError(f"hadamard needs an embedding of 2, 4, 8, ..., not {self.embedding}")
+        if kind in ("learned", "hybrid") and self.chunk:
+            raise ValueError(f"chunk gives no gradient to codes; remove it or dictionary: {kind}")
+        if kind == "kmeans" and self.kmeans_memory < self.codes:
+            raise ValueError(
+                f"kmeans_memory {self.kmeans_memory} is too small for {self.codes} codes"
+            )
+        for key in ("kmeans_memory", "refit_epochs"):
+            if kind != "kmeans" and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is an option of dictionary: kmeans; remove it")
+        if self.prior_frequencies and min(self.prior_frequencies) < 1e-6 * max(
+            self.prior_frequencies
+        ):
+            raise ValueError("prior_frequencies must not differ by more than a factor of a million")
         return self
 
 
@@ -75,20 +105,22 @@ def falcon_loss(
     beta: float = 1.0,
     prior: Literal["forward", "reverse"] = "forward",
     symmetric: bool = True,
+    q: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Invariance and prior term of two views, in log space.
 
     With p = softmax(a), p' = softmax(b) over codes and p-bar the batch mean of p:
     invariance = -(beta/n) sum_i sum_j p_ij log p'_ij;
-    prior = -(1/c) sum_j log p-bar_j (forward) or sum_j p-bar_j log(c p-bar_j) (reverse).
+    prior = -sum_j q_j log p-bar_j (forward) or sum_j p-bar_j log(p-bar_j / q_j) (reverse).
     `symmetric` averages both terms over both view orders.
 
     Args:
         scores_a, scores_b: h W / tau, [n, c].
+        q: prior of the codes, [c], positive and of sum 1; uniform by default.
 
     Returns:
-        Scalars `invariance` and `prior`. Lower bound of the sum for n >= c: ln c (forward,
-        eps -> 0), 0 (reverse).
+        Scalars `invariance` and `prior`. Lower bound of the sum for n >= c: the entropy of q, ln c
+        if uniform (forward, eps -> 0), 0 (reverse).
 
     Source: arXiv 2410.04959, equations of the objective; falcon.md, section 1. p * log(p) taken
     directly is 0 * -inf once a code underflows for a whole batch, hence logsumexp throughout.
@@ -98,9 +130,9 @@ def falcon_loss(
     log_a = F.log_softmax(scores_a, dim=1)
     log_b = F.log_softmax(scores_b, dim=1)
     if not symmetric:
-        return {"invariance": beta * _cross_entropy(log_a, log_b), "prior": _prior(log_a, prior)}
+        return {"invariance": beta * _cross_entropy(log_a, log_b), "prior": _prior(log_a, prior, q)}
     invariance = (_cross_entropy(log_a, log_b) + _cross_entropy(log_b, log_a)) / 2
-    match = (_prior(log_a, prior) + _prior(log_b, prior)) / 2
+    match = (_prior(log_a, prior, q) + _prior(log_b, prior, q)) / 2
     return {"invariance": beta * invariance, "prior": match}
 
 
@@ -108,47 +140,31 @@ def _cross_entropy(log_p: Tensor, log_q: Tensor) -> Tensor:
     return -(log_p.exp() * log_q).sum(dim=1).mean()
 
 
-def _prior(log_p: Tensor, kind: str) -> Tensor:
+def _prior(log_p: Tensor, kind: str, q: Tensor | None) -> Tensor:
     samples, codes = log_p.shape
     log_mean = torch.logsumexp(log_p, dim=0) - math.log(samples)
     if kind == "forward":
-        return -log_mean.mean()
-    return (log_mean.exp() * (log_mean + math.log(codes))).sum()
+        return -log_mean.mean() if q is None else -(q * log_mean).sum()
+    return (log_mean.exp() * (log_mean + (math.log(codes) if q is None else -q.log()))).sum()
 
 
-class FalconHead(nn.Module):
+class FalconHead(Dictionary):
     """z [n, f'] -> h [n, f] -> scores h W / tau [n, c].
 
-    The dictionary is kept as packed bits; the +-1 matrix is unpacked when first needed, or with
-    the option `chunk` a few codes at a time. n in tau is the training batch, also in evaluation.
+    The frozen part of W is unpacked when first needed, or with the option `chunk` a few codes at a
+    time. n in tau is the training batch, also in evaluation.
     """
 
-    bits: Tensor
-
     def __init__(self, inputs: int, options: Options, setting: Setting) -> None:
-        super().__init__()
         f, c, n = options.embedding, options.codes, setting.batch_size
+        of_kmeans = options.kmeans_memory, options.refit_epochs
+        super().__init__(options.dictionary, (f, c), setting.seed, *of_kmeans)
         self.linear = nn.Linear(inputs, f)
         self.norm = nn.BatchNorm1d(f) if options.batch_norm else nn.Identity()
-        self.shape = (f, c)
         self.chunk = options.chunk
         self.squash = options.norm
         self.scale = math.sqrt(f / n)
         self.tau = temperature(f, n, c, options.epsilon)
-        draws = generator(setting.seed, "init/dictionary")
-        signs = torch.randint(2, (f, c), generator=draws, dtype=torch.uint8)
-        self.register_buffer("bits", pack(signs))
-        self._signs: Tensor | None = None
-        self.register_load_state_dict_post_hook(lambda module, _: module._forget())
-
-    def _forget(self) -> None:
-        self._signs = None
-
-    def signs(self, like: Tensor) -> Tensor:
-        """W as +-1, [f, c], of the type and on the device of `like`."""
-        if self._signs is None or self._signs.device != like.device:
-            self._signs = unpack(self.bits, self.shape).to(torch.float32) * 2 - 1
-        return self._signs.to(like.dtype)
 
     def embed(self, features: Tensor) -> Tensor:
         h = self.norm(self.linear(features))
@@ -158,33 +174,12 @@ class FalconHead(nn.Module):
 
     def scores(self, h: Tensor) -> Tensor:
         if not self.chunk:
-            return h @ self.signs(h) / self.tau
+            return h @ self.matrix(h) / self.tau
         out = h.new_empty(len(h), self.shape[1])
         for start in range(0, self.shape[1], self.chunk):
             part = out[:, start : start + self.chunk]
             part[:] = h @ self.columns(start, start + part.shape[1]).to(h.dtype) / self.tau
         return out
-
-    def columns(self, start: int, stop: int) -> Tensor:
-        """Codes start to stop of W as +-1, float32 [f, stop - start]."""
-        f, c = self.shape
-        rows = torch.arange(f, device=self.bits.device)[:, None] * c
-        place = rows + torch.arange(start, stop, device=self.bits.device)
-        signs = self.bits[place >> 3] >> (place & 7).to(torch.uint8) & 1
-        return signs.to(torch.float32) * 2 - 1
-
-
-def pack(signs: Tensor) -> Tensor:
-    """0/1 [f, c] -> uint8 [ceil(f c / 8)], eight signs a byte."""
-    flat = F.pad(signs.flatten(), (0, -signs.numel() % 8)).view(-1, 8)
-    places = torch.arange(8, dtype=torch.uint8, device=signs.device)
-    return (flat << places).sum(1, dtype=torch.uint8)  # int64 would take 8 f c bytes
-
-
-def unpack(bits: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The inverse of `pack`."""
-    flat = (bits[:, None] >> torch.arange(8, dtype=torch.uint8, device=bits.device)) & 1
-    return flat.flatten()[: shape[0] * shape[1]].view(shape)
 
 
 class Falcon(Method):
@@ -196,10 +191,14 @@ class Falcon(Method):
         o = options
         searched = o.operator in SEARCHING
         self.memory = FeatureQueue(o.memory, o.embedding, setting.seed) if searched else None
+        given = options.prior_frequencies
+        q = code_prior(given, options.codes) if given else None
+        self.register_buffer("q", q, persistent=False)  # follows from the options
 
     def losses(self, encoded: Encoded, progress: Progress) -> dict[str, Tensor]:
         o = self.options
         first, second = map(self.head.embed, encoded.online)
+        self.head.remember([first, second])
         if o.operator == "none":
             return self._terms(first, second, symmetric=o.symmetric)
         if self.memory is not None:
@@ -223,7 +222,7 @@ class Falcon(Method):
 
     def _terms(self, h_a: Tensor, h_b: Tensor, symmetric: bool) -> dict[str, Tensor]:
         o, head = self.options, self.head
-        form = {"beta": o.beta, "prior": o.prior, "symmetric": symmetric}
+        form = {"beta": o.beta, "prior": o.prior, "symmetric": symmetric, "q": self.q}
         if o.chunk:
             sizes = {"codes": o.codes, "tau": head.tau, "chunk": o.chunk}
             terms = streamed_falcon_loss(h_a, h_b, head.columns, **sizes, **form)
@@ -232,6 +231,7 @@ class Falcon(Method):
         return terms | {"prior": o.prior_weight * terms["prior"]}
 
     def after_step(self, progress: Progress) -> None:
+        self.head.after_step(progress)
         if self.memory is not None:
             self.memory.flush()
 

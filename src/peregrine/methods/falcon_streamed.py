@@ -5,15 +5,15 @@ matrices for its gradient. Everything in it is a sum over codes once the normali
 known, so this one takes a few thousand codes at a time: first the normalisers, then the terms,
 and in the backward pass the scores once more. Only [n, chunk], [n, f] and [n] are ever held.
 
-With a = h W / tau of the first view, b of the second, p = softmax(a), q = softmax(b),
+With a = h W / tau of the first view, b of the second, p = softmax(a), r = softmax(b),
 m = mean_i p_i and all sums over rows i of the batch and codes j (falcon.md, section 1):
 
-    invariance I = -(1/n) sum_ij p_ij log q_ij
-    dI/da_ij = -(1/n) p_ij (log q_ij - E_i),  E_i = sum_j p_ij log q_ij
-    dI/db_ij = (1/n) (q_ij - p_ij)
-    prior M = -(1/c) sum_j log m_j (forward), sum_j m_j log(c m_j) (reverse)
+    invariance I = -(1/n) sum_ij p_ij log r_ij
+    dI/da_ij = -(1/n) p_ij (log r_ij - E_i),  E_i = sum_j p_ij log r_ij
+    dI/db_ij = (1/n) (r_ij - p_ij)
+    prior M = -sum_j q_j log m_j (forward), sum_j m_j log(m_j / q_j) (reverse), q_j mostly 1/c
     dM/da_ij = t_ij - p_ij T_i,  T_i = sum_j t_ij,  t_ij = p_ij dM/dp_ij
-    t_ij = -p_ij / (c n m_j) (forward), (p_ij / n) (1 + log(c m_j)) (reverse)
+    t_ij = -q_j p_ij / (n m_j) (forward), (p_ij / n) (1 + log(m_j / q_j)) (reverse)
 """
 
 import math
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 Columns = Callable[[int, int], Tensor]
-"""(start, stop) -> codes start to stop of the dictionary, +-1, [f, stop - start]."""
+"""(start, stop) -> codes start to stop of the dictionary, [f, stop - start]."""
 
 
 def streamed_falcon_loss(
@@ -38,6 +38,7 @@ def streamed_falcon_loss(
     beta: float = 1.0,
     prior: str = "forward",
     symmetric: bool = True,
+    q: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """`falcon_loss` of scores h W / tau, with the same terms, gradients and options.
 
@@ -46,6 +47,7 @@ def streamed_falcon_loss(
         columns: the dictionary, a range of codes at a time.
         codes: c.
         chunk: codes held at a time; the last ones may be fewer.
+        q: prior of the codes, [c]; uniform by default.
 
     Returns:
         Scalars `invariance` and `prior`, at least float32, differentiable once in h_a and h_b.
@@ -55,30 +57,32 @@ def streamed_falcon_loss(
     device = h_a.device.type
     if torch.is_autocast_enabled(device):  # the backward pass runs outside of it: one type for both
         h_a, h_b = (h.to(torch.get_autocast_dtype(device)) for h in (h_a, h_b))
-    scores = _Scores(columns, codes, tau, chunk)
+    if q is None:
+        q = h_a.new_full((codes,), 1 / codes, dtype=wide(h_a).dtype)
+    scores = _Scores(columns, codes, tau, chunk, q)
     with torch.autocast(device, enabled=False):
         invariance, match = _Streamed.apply(h_a, h_b, scores, prior, symmetric)
     return {"invariance": beta * invariance, "prior": match}
 
 
 class _Scores:
-    """h W / tau, a few codes at a time."""
+    """h W / tau, a few codes at a time, and the prior q of these."""
 
-    def __init__(self, columns: Columns, codes: int, tau: float, chunk: int) -> None:
-        self.columns, self.codes, self.tau, self.chunk = columns, codes, tau, chunk
+    def __init__(self, columns: Columns, codes: int, tau: float, chunk: int, q: Tensor) -> None:
+        self.columns, self.codes, self.tau, self.chunk, self.q = columns, codes, tau, chunk, q
 
     def logs(
         self, views: Sequence[Tensor], normalisers: Sequence[tuple[Tensor, Tensor]]
-    ) -> Iterator[tuple[Tensor, list[Tensor]]]:
-        """Signs [f, k], and log softmax [n, k] of each h."""
-        for signs, found in self.each(*views):
-            yield signs, [score - m - log for score, (m, log) in zip(found, normalisers)]
+    ) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
+        """Codes [f, k], their prior [k], and log softmax [n, k] of each h."""
+        for (part, found), prior in zip(self.each(*views), self.q.split(self.chunk)):
+            yield part, prior, [score - m - log for score, (m, log) in zip(found, normalisers)]
 
     def each(self, *views: Tensor) -> Iterator[tuple[Tensor, list[Tensor]]]:
-        """Signs [f, k], and for each h [n, f] its scores [n, k] as float32 or float64."""
+        """Codes [f, k], and for each h [n, f] its scores [n, k] as float32 or float64."""
         for start in range(0, self.codes, self.chunk):
-            signs = self.columns(start, min(start + self.chunk, self.codes)).to(views[0].dtype)
-            yield signs, [wide(h @ signs) / self.tau for h in views]
+            part = self.columns(start, min(start + self.chunk, self.codes)).to(views[0].dtype)
+            yield part, [wide(h @ part) / self.tau for h in views]
 
     def normalisers(self, *views: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(largest score m, log sum_j exp(score_ij - m)), each [n, 1], of each h.
@@ -110,11 +114,11 @@ class _Streamed(torch.autograd.Function):
         # Row sums E and T of the module's docstring for each order of the views, and the prior.
         expected, pulls = torch.zeros(2, len(orders), rows, 1).to(normalisers[0][0])
         match = expected.new_zeros(())
-        for _, log_p in scores.logs(views, normalisers):
+        for _, q, log_p in scores.logs(views, normalisers):
             for order, (first, second) in enumerate(orders):
                 p = log_p[first].exp()
                 expected[order] += (p * log_p[second]).sum(dim=1, keepdim=True)
-                pull, part = _match(log_p[first], p, scores.codes, prior)
+                pull, part = _match(log_p[first], p, q, prior)
                 pulls[order] += pull.sum(dim=1, keepdim=True)
                 match += part
         ctx.save_for_backward(h_a, h_b, *normalisers[0], *normalisers[1], expected, pulls)
@@ -129,25 +133,25 @@ class _Streamed(torch.autograd.Function):
         along = slope_invariance / (len(h_a) * len(ctx.orders))
         against = slope_match / len(ctx.orders)
         gradients = [torch.zeros_like(wide(h)) for h in views]
-        for signs, log_p in ctx.scores.logs(views, normalisers):
+        for part, q, log_p in ctx.scores.logs(views, normalisers):
             p = [each.exp() for each in log_p]
             slopes = [torch.zeros_like(each) for each in p]
             for order, (first, second) in enumerate(ctx.orders):
                 slopes[first] -= along * p[first] * (log_p[second] - expected[order])
                 slopes[second] += along * (p[second] - p[first])
-                pull, _ = _match(log_p[first], p[first], ctx.scores.codes, ctx.prior)
+                pull, _ = _match(log_p[first], p[first], q, ctx.prior)
                 slopes[first] += against * (pull - p[first] * pulls[order])
             for gradient, slope in zip(gradients, slopes):
-                gradient += wide(slope.to(signs.dtype) @ signs.T) / ctx.scores.tau
+                gradient += wide(slope.to(part.dtype) @ part.T) / ctx.scores.tau
         return *(each.to(h.dtype) for each, h in zip(gradients, views)), None, None, None
 
 
-def _match(log_p: Tensor, p: Tensor, codes: int, prior: str) -> tuple[Tensor, Tensor]:
+def _match(log_p: Tensor, p: Tensor, q: Tensor, prior: str) -> tuple[Tensor, Tensor]:
     """(p dM/dp [n, k], share of these codes in the prior M), in log space: p may underflow."""
     rows = len(log_p)
     log_sum = log_p.logsumexp(dim=0)
     log_mean = log_sum - math.log(rows)
     if prior == "forward":
-        return -(log_p - log_sum).exp() / codes, -log_mean.sum() / codes
-    excess = log_mean + math.log(codes)
+        return -(log_p - log_sum).exp() * q, -(log_mean * q).sum()
+    excess = log_mean - q.log()
     return p * (1 + excess) / rows, (log_mean.exp() * excess).sum()

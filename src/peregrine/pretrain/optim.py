@@ -49,14 +49,16 @@ def build_optimizer(
 
     LARS multiplies each tensor's rate by eta |w| / (|g| + decay |w|), 1 where a norm is 0, and
     `clip` keeps the product at or below lr (LARC); settings in falcon.md, section 3. Excluded
-    parameters, those of one dimension, are neither decayed nor adapted: plain SGD.
+    parameters, those of one dimension, are neither decayed nor adapted: plain SGD. So are, always,
+    those that a method has marked `undecayed`, because their length means nothing.
     """
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    groups: list[dict] = [{"params": trained, "weight_decay": spec.weight_decay}]
-    if spec.exclude_bias_and_norm:
-        flat = [parameter for parameter in trained if parameter.ndim <= 1]
-        groups[0]["params"] = [parameter for parameter in trained if parameter.ndim > 1]
-        groups.append({"params": flat, "weight_decay": 0.0, "excluded": True})
+    kept, excluded = [], []
+    for parameter in (each for each in parameters if each.requires_grad):
+        apart = spec.exclude_bias_and_norm and parameter.ndim <= 1
+        (excluded if apart or getattr(parameter, "undecayed", False) else kept).append(parameter)
+    groups: list[dict] = [{"params": kept, "weight_decay": spec.weight_decay}]
+    if excluded:
+        groups.append({"params": excluded, "weight_decay": 0.0, "excluded": True})
     if spec.name == "adam":
         return torch.optim.Adam(groups, lr=lr, fused=True)
     if spec.name == "adamw":

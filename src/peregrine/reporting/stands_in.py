@@ -49,6 +49,8 @@ def _data(run: Run) -> str:
     how = [DATA.get(data.name, "").format(run.views[0].size)]
     if data.train_per_class:
         how.append(f"{data.train_per_class:,} training images a class")
+    if data.imbalance > 1:
+        how.append(f"long-tailed, the first class {data.imbalance:g} times the last")
     if data.validation_per_class:
         how.append(
             f"tested on {data.validation_per_class:,} held-out training images a class,"
