@@ -249,6 +249,20 @@ class Scale(Model):
         return self
 
 
+class AttackSpec(Model):
+    """How images are attacked, and what is measured; see peregrine.evaluation.robustness."""
+
+    epsilon: float = Field(8 / 255, gt=0, le=1, description="Of a pixel in [0, 1], L-infinity.")
+    steps: int = Field(10, ge=1, description="Gradient steps of 2.5 epsilon / steps each.")
+    anchors: int = Field(1000, ge=2, description="Test images that are attacked, at most.")
+    stored: int = Field(
+        10_000, ge=1, description="Training images among which neighbours are searched, at most."
+    )
+    mask_ratio: float = Field(0.3, ge=0, lt=1, description="As for the methods, like the next two.")
+    noise_sd: float = Field(0.1, gt=0)
+    mix_alpha: float = Field(1.0, gt=0)
+
+
 class Protocol(Model):
     """Every free knob of the evaluation, fixed before results."""
 
@@ -279,6 +293,7 @@ class Protocol(Model):
         10_000, ge=3, description="Most test images that a Gaussian mixture is fitted to."
     )
     map_sample: int = Field(500, ge=2, description="Test images on a map, at most.")
+    attack: AttackSpec = AttackSpec()
 
 
 class Config(Model):

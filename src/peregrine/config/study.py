@@ -69,6 +69,7 @@ class Figure(Model):
         "metric_over_option",
         "spectrum",
         "history",
+        "queue",
         "metric_by_row",
         "gain",
         "mixture",

@@ -23,6 +23,7 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from peregrine.config.models import MethodOptions
 from peregrine.data.views import Views
@@ -30,6 +31,7 @@ from peregrine.methods.base import (
     Description,
     Encoded,
     Method,
+    Neighbours,
     Progress,
     Setting,
     by_role,
@@ -141,7 +143,8 @@ class TwoBranch(Method):
             self.target.requires_grad_(False)
         searched = o.operator in ("nn", "interpolate") or o.criterion == "infonce_queue"
         self.queue = FeatureQueue(o.queue, o.embedding, setting.seed) if searched else None
-        self._newest: list[Tensor] = []
+        self._newest: list[tuple[Tensor, Tensor | None]] = []
+        self._similar: list[Tensor] = []
 
     def encode(self, views: Views) -> Encoded:
         encoded = super().encode(views)
@@ -166,8 +169,11 @@ class TwoBranch(Method):
         if self.queue is not None:
             # Neighbours are those of view 1, as in NNCLR; negatives are all targets, as in MoCo.
             kept = [t for _, t in orders] if o.criterion == "infonce_queue" else [0]
-            self._newest += [targets[t].detach() for t in kept]
+            self._newest += [(targets[t].detach(), encoded.rows) for t in kept]
+        self._similar = []
         total = torch.stack([self._one_way(z[s], targets[t], draws) for s, t in orders]).sum()
+        if self._similar:
+            encoded.noted["augmented_similarity"] = torch.stack(self._similar).mean()
         total = total / len(orders) if o.directions == "mean" else total
         if o.times_2t:
             total = 2 * o.temperature * total
@@ -194,8 +200,17 @@ class TwoBranch(Method):
         self, z: Tensor, other: Tensor, draws: torch.Generator, same_branch: bool
     ) -> Tensor:
         """FA of z [n, d] as [K, n, d]; `other` is what the other branch has projected."""
+        z = z.detach() if self.options.stop_gradient else z
+        augmented = self._operate(z, other, draws, same_branch)
+        with torch.no_grad():
+            similar = F.cosine_similarity(_precise(augmented), _precise(z), dim=-1)
+            self._similar.append(similar.mean())
+        return augmented
+
+    def _operate(
+        self, z: Tensor, other: Tensor, draws: torch.Generator, same_branch: bool
+    ) -> Tensor:
         o, k = self.options, self.options.samples
-        z = z.detach() if o.stop_gradient else z
         if o.operator == "nn":
             return nearest(z, self.queue, k, straight_through=same_branch)
         if o.operator == "mask":
@@ -226,8 +241,14 @@ class TwoBranch(Method):
             fast = self.backbone, self.projector
             follow(self.target, *fast, progress=progress, start=o.ema_start, end=o.ema_end)
         if self._newest:  # of every batch that went through `losses` since the last step
-            self.queue.push(torch.cat(self._newest))
+            newest, rows = zip(*self._newest, strict=True)
+            self.queue.push(torch.cat(newest), None if rows[0] is None else torch.cat(rows))
         self._newest = []
+
+    def neighbours(self) -> Neighbours | None:
+        """Of features of view 1, which the queue holds, whichever view or branch FA stands on."""
+        searched = self.options.operator in ("nn", "interpolate")
+        return self.queue.older() if searched else None
 
     def describe(self, images: Tensor, reading: str = "corrected") -> Description:
         features = self.backbone(images)

@@ -37,7 +37,7 @@ from peregrine.pretrain import checkpoint
 from peregrine.pretrain.accumulate import accumulate
 from peregrine.pretrain.checkpoint import Position
 from peregrine.pretrain.device import autocast, circumstances, set_precision
-from peregrine.pretrain.monitor import monitors
+from peregrine.pretrain.monitor import monitors, neighbour_monitors
 from peregrine.pretrain.optim import Schedule, build_optimizer, decay_at, effective_lr, set_rates
 from peregrine.streams import generator, seeded_init
 
@@ -117,6 +117,7 @@ class Trainer:
         # On the host: parameters are drawn there, the same ones for every device.
         draws = generator(self.seed, "views", now.epoch, index)
         views = make_views(images, self.run.views, draws, mean=self.mean, std=self.sd)
+        views.rows = rows
         self.optimizer.zero_grad(set_to_none=True)
         precision = partial(autocast, self.device, self.run.precision)
         terms, online = accumulate(self.method, views, now, self.run.accumulate, precision)
@@ -254,6 +255,7 @@ def _row(trainer: Trainer, at: Position, sums: dict[str, Tensor]) -> dict[str, f
     means = {name: float(value) / trainer.steps for name, value in sums.items()}
     last = at.epoch * trainer.steps + trainer.steps - 1
     watched = monitors(trainer.method, trainer.watched)
+    watched |= neighbour_monitors(trainer.method, trainer.labels)
     return {"epoch": at.epoch + 1, "lr": trainer.schedule.at(last), **means, **watched}
 
 
