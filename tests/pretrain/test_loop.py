@@ -115,6 +115,7 @@ def test_two_steps_by_hand(method, tiny_run, tiny_data, tmp_path):
             mean=tiny_data.mean,
             std=tiny_data.sd,
         )
+        views.rows = order  # which images are in the queue
         now = Progress(seed=3, epoch=epoch, step=epoch, total_steps=2)
         trained = [p for p in net.parameters() if p.requires_grad]
         terms = net.losses(net.encode(views), now).values()
