@@ -92,7 +92,7 @@ COLOURED = ("class", "code")
 
 DRAWN = {
     "history": HISTORY,
-    "queue": NEIGHBOURS,
+    "queue": (*NEIGHBOURS, "neighbour_chance"),
     "spectrum": LAYERS,
     "mixture": MIXTURE_CURVES,
     "matrices": MATRICES,

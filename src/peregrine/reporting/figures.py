@@ -153,11 +153,34 @@ def _gain(figure: Figure, source: Source) -> Iterator[Mark]:
 
 def _history(figure: Figure, source: Source) -> Iterator[Mark]:
     for panel, group, cell in _present(figure, source):
-        scale, curves = 100.0 if panel.percent else 1.0, {}
+        scale, curves, levels = 100.0 if panel.percent else 1.0, {}, {}
         for seed, table in source.curves(cell.row, "history.csv").items():
             if panel.metric in table:
                 curves[seed] = scale * table.set_index("epoch")[panel.metric]
+            if panel.level in table:
+                levels[cell.label] = scale * float(table[panel.level].iloc[-1])
         yield from _curves(panel, group, cell.label, curves, np.mean)
+        for label, level in levels.items():
+            yield Mark(panel.label, group, label, "", "level", "", level)
+
+
+def _queue(figure: Figure, source: Source) -> Iterator[Mark]:
+    """At the last epoch, over the number L of newest vectors: columns metric_L{L} of history."""
+    for panel, group, cell in _present(figure, source):
+        scale, level = 100.0 if panel.percent else 1.0, {}
+        by_length: dict[int, dict[int, float]] = {}
+        for seed, table in source.curves(cell.row, "history.csv").items():
+            for name in table:
+                stem, _, length = name.rpartition("_L")
+                if stem == panel.metric and len(table):
+                    by_length.setdefault(int(length), {})[seed] = scale * table[name].iloc[-1]
+            if by_length and panel.level in table:
+                level[seed] = scale * float(table[panel.level].iloc[-1])
+        for length in sorted(by_length):
+            yield from _seeds_and_mean(panel, group, cell.label, length, by_length[length])
+            if level:
+                mean = _mean(level.values())[0]
+                yield Mark(panel.label, group, cell.label, length, "level", "", mean)
 
 
 def _spectrum(figure: Figure, source: Source) -> Iterator[Mark]:
@@ -225,6 +248,7 @@ MARKS: dict[str, Callable[[Figure, Source], Iterator[Mark]]] = {
     "metric_by_row": _by_row,
     "gain": _gain,
     "history": _history,
+    "queue": _queue,
     "spectrum": _spectrum,
     "mixture": _mixture,
     "matrices": _matrices,
