@@ -80,7 +80,7 @@ def test_neighbours_are_older_views_of_the_same_class_or_of_no_image():
     found = {32: torch.tensor([0, 2, -1, 4]), None: torch.tensor([0, 1, 3, 3])}
     images = torch.tensor([0, 1, 2, 4])
     seen = neighbour_monitors(SimpleNamespace(neighbours=lambda: Neighbours(images, found)), labels)
-    assert seen == {
+    assert {name: float(value) for name, value in seen.items()} == {
         "neighbour_chance": pytest.approx((9 + 4) / 25),  # (3/5)^2 + (2/5)^2
         "neighbour_same_image_L32": 0.5,  # 0 and 4
         "neighbour_purity_L32": 0.75,  # 0, 2 of class 0, 4; -1 is no image of the last class

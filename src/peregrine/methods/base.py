@@ -155,7 +155,7 @@ class Method(nn.Module, ABC):
         """Called after each optimiser step: moving averages and queues."""
 
     def neighbours(self) -> Neighbours | None:
-        """What a method that stores features of earlier images finds among them, at an epoch's end.
+        """What a method that stores features of earlier images finds among them now.
 
         For the record only: labels join it in peregrine.pretrain.monitor.
         """

@@ -42,6 +42,8 @@ from peregrine.pretrain.optim import Schedule, build_optimizer, decay_at, effect
 from peregrine.streams import generator, seeded_init
 
 MONITOR_IMAGES = 256
+NEIGHBOUR_LOOKS = 8
+"""How often an epoch looks at what neighbours are."""
 
 
 class Interrupted(Exception):
@@ -123,6 +125,7 @@ class Trainer:
         terms, online = accumulate(self.method, views, now, self.run.accumulate, precision)
         self.optimizer.step()
         self.method.after_step(now)
+        terms |= self._neighbours(index)
 
         features = torch.cat([each.float() for each in online])
         labels = self.labels[rows].repeat(len(online))
@@ -132,6 +135,17 @@ class Trainer:
         self.probe_optimizer.step()
         hits = (logits.argmax(dim=1) == labels).double().mean()
         return {**terms, "probe_accuracy": hits}
+
+    def _neighbours(self, index: int) -> dict[str, Tensor]:
+        """The neighbour monitors after some evenly spaced steps, so weighted that the epoch's mean
+        is theirs. An epoch shows each image once: at its end no queue shorter than the data set
+        holds an older view of a new image, at its beginning many do.
+        """
+        looks = min(NEIGHBOUR_LOOKS, self.steps)
+        if index * looks // self.steps == (index - 1) * looks // self.steps:
+            return {}
+        seen = neighbour_monitors(self.method, self.labels)
+        return {name: value * (self.steps / looks) for name, value in seen.items()}
 
     @torch.no_grad()
     def calibrate(self) -> None:
@@ -255,7 +269,6 @@ def _row(trainer: Trainer, at: Position, sums: dict[str, Tensor]) -> dict[str, f
     means = {name: float(value) / trainer.steps for name, value in sums.items()}
     last = at.epoch * trainer.steps + trainer.steps - 1
     watched = monitors(trainer.method, trainer.watched)
-    watched |= neighbour_monitors(trainer.method, trainer.labels)
     return {"epoch": at.epoch + 1, "lr": trainer.schedule.at(last), **means, **watched}
 
 

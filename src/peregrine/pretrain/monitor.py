@@ -1,4 +1,4 @@
-"""What is recorded once an epoch: is it collapsing, and what are neighbours made of?"""
+"""What is recorded of every epoch: is it collapsing, and what are neighbours made of?"""
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ def monitors(method: Method, images: Tensor) -> dict[str, float]:
     return out
 
 
-def neighbour_monitors(method: Method, labels: Tensor) -> dict[str, float]:
+@torch.no_grad()
+def neighbour_monitors(method: Method, labels: Tensor) -> dict[str, Tensor]:
     """What the neighbours in a method's queue are, given the classes of all training images [n].
 
     `neighbour_same_image` is the share that are an older view of the very same image, and
@@ -35,12 +36,12 @@ def neighbour_monitors(method: Method, labels: Tensor) -> dict[str, float]:
     if seen is None:
         return {}
     shares = torch.bincount(labels).double() / len(labels)
-    out = {"neighbour_chance": float((shares**2).sum())}
+    out = {"neighbour_chance": (shares**2).sum()}
     for length, found in seen.found.items():
         end = "" if length is None else f"_L{length}"
         pure = (labels[found] == labels[seen.images]) & (found >= 0)
-        out[f"neighbour_same_image{end}"] = float((found == seen.images).double().mean())
-        out[f"neighbour_purity{end}"] = float(pure.double().mean())
+        out[f"neighbour_same_image{end}"] = (found == seen.images).double().mean()
+        out[f"neighbour_purity{end}"] = pure.double().mean()
     return out
 
 

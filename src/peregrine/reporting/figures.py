@@ -165,7 +165,7 @@ def _history(figure: Figure, source: Source) -> Iterator[Mark]:
 
 
 def _queue(figure: Figure, source: Source) -> Iterator[Mark]:
-    """At the last epoch, over the number L of newest vectors: columns metric_L{L} of history."""
+    """In the last epoch, over the number L of newest vectors: columns metric_L{L} of history."""
     for panel, group, cell in _present(figure, source):
         scale, level = 100.0 if panel.percent else 1.0, {}
         by_length: dict[int, dict[int, float]] = {}
