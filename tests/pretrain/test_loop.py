@@ -288,8 +288,10 @@ def test_neighbours_of_an_epoch_are_the_mean_over_evenly_spaced_steps(
     assert found == [4.5, 12.5]  # means of 1 to 8 and of 9 to 16
 
 
-def test_the_queue_knows_the_images_of_the_last_steps(tiny_run, tiny_data, tmp_path):
-    pretrain(tiny_run("two_branch", epochs=1), 2, tiny_data, tmp_path, CPU)
+@pytest.mark.parametrize("accumulate", [{}, {"steps": 2}, {"steps": 3, "mode": "cached"}])
+def test_the_queue_knows_the_images_of_the_last_steps(accumulate, tiny_run, tiny_data, tmp_path):
+    run = tiny_run("two_branch", epochs=1, accumulate=accumulate)
+    pretrain(run, 2, tiny_data, tmp_path, CPU)
     order = torch.randperm(96, generator=generator(2, "order", 0)).tolist()
     kept = {index % 50: image for index, image in enumerate(order)}  # 4 steps of 24, 50 places
     assert weights(tmp_path, "method")["queue.images"].tolist() == [kept[i] for i in range(50)]

@@ -73,7 +73,7 @@ def test_an_extra_evaluation_is_shown_where_a_row_is_to_have_it():
 
 def figure(kind: str, rows: list[str], **more) -> Figure:
     given = {"id": "f", "kind": kind, "title": "F", "caption": "", "panels": PANELS}
-    return Figure(**given, groups={"all": rows}, **more)
+    return Figure(**given | more, groups={"all": rows})
 
 
 def test_a_figure_needs_a_row_that_is_more_than_a_baseline():
