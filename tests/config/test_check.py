@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
 from peregrine.config.check import HISTORY, METRICS, check_study
 from peregrine.config.load import load, read_study
-from peregrine.config.models import MIXTURES
+from peregrine.config.models import MIXTURES, AttackSpec
 from peregrine.config.study import Study
 from peregrine.diagnostics.collapse import collapse_report
 from peregrine.diagnostics.geometry import geometry_report
@@ -19,6 +20,7 @@ from peregrine.errors import UserError
 from peregrine.evaluation.clustering import cluster_scores
 from peregrine.evaluation.knn import knn_classify
 from peregrine.evaluation.linear import few_label_probe, linear_probe
+from peregrine.evaluation.robustness import report
 from peregrine.reporting.evaluations import numbers
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -154,12 +156,17 @@ def test_the_metrics_are_those_that_the_evaluations_return():
     codes = draw.integers(8, size=600)
     common = {"c_grid": (0.1, 1.0), "split_seed": 0, "max_iter": 50}
     scores = cluster_scores(y, codes, permutations=2, seed=0)
+    torch.manual_seed(0)
+    z = {key: torch.randn(4, 3) for key in ("clean", "attack", "random", "other")}
+    labels = torch.tensor([0, 1, 0, 1])
+    robust = report(z, torch.randn(4, 3), labels, labels, AttackSpec())
     written = {
         "linear": linear_probe(x, y, x, y, validation_share=0.5, **common),
         "few": few_label_probe(x, y, x, y, labels_per_class=2, draws=2, **common),
         "knn": knn_classify(x, y, x, y, k=3, temperature=0.1),
         "kmeans": scores,
         "codes": scores,
+        "robustness": robust,
         "collapse": collapse_report(x, x, codes, np.full(8, 1 / 8), 8, y)
         | released_report(x, codes, 8, MIXTURES, sample=600, seed=0)
         | {

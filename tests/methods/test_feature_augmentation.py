@@ -173,11 +173,54 @@ def test_a_neighbour_is_a_constant_and_straight_through_passes_the_gradient_unch
     assert queue.features.grad is None
 
 
+def test_older_neighbours_are_those_of_a_search_through_what_was_stored_before():
+    """Brute force over the history of all pushes: 9 steps of 5 vectors into a queue of 43."""
+    queue = FeatureQueue(43, 6, seed=0)
+    start = [(vector, -1) for vector in queue.features.clone()]  # random directions, no image
+    history = list(reversed(start))
+    for step in range(9):
+        z, images = rows(5, 6, seed=step).float(), torch.arange(5) + 10 * step
+        queue.push(z, images)
+        history += zip(torch.nn.functional.normalize(z, dim=1), images.tolist())
+    found = queue.older(most=11)  # a quarter of 43 is 10: two whole steps
+    assert found.images.tolist() == [84, 83, 82, 81, 80, 74, 73, 72, 71, 70]
+    assert set(found.found) == {32, None}  # 64 vectors older than both steps are not stored
+    for limit, got in found.found.items():
+        expected = []
+        for back in range(10):
+            vector, begin = history[-1 - back][0], len(history) - 5 * (back // 5 + 1)
+            oldest = len(history) - 43 if limit is None else begin - limit
+            candidates = history[oldest:begin][::-1]
+            cosine = [float(vector @ other) for other, _ in candidates]
+            expected.append(candidates[int(np.argmax(cosine))][1])
+        assert got.tolist() == expected
+
+
+def test_neighbours_are_not_looked_for_where_nothing_older_is_left():
+    queue = FeatureQueue(8, 3, seed=0)
+    assert queue.older() is None  # nothing was pushed yet
+    queue.push(rows(12, 3), torch.arange(12))
+    assert queue.images.tolist() == [4, 5, 6, 7, 8, 9, 10, 11]
+    assert queue.older() is None  # one step fills it
+    queue.push(rows(3, 3))  # of no image
+    assert sorted(queue.images.tolist()) == [-1, -1, -1, 7, 8, 9, 10, 11]
+    assert queue.older().images.tolist() == [-1, -1, -1]
+
+
+def test_weights_of_before_the_queue_knew_images_can_be_read():
+    saved = FeatureQueue(7, 3, seed=0).state_dict()
+    del saved["images"]
+    ours = FeatureQueue(7, 3, seed=1)
+    ours.load_state_dict(saved)
+    assert ours.images.tolist() == [-1] * 7
+    assert torch.equal(ours.features, saved["features"])
+
+
 def test_the_queue_is_saved_and_restored():
     ours, theirs = FeatureQueue(7, 3, seed=0), FeatureQueue(7, 3, seed=1)
     ours.push(rows(10, 3))
     ours.push(rows(5, 3, seed=1))
-    assert set(ours.state_dict()) == {"features", "position"}
+    assert set(ours.state_dict()) == {"features", "images", "position"}
     assert not list(ours.parameters())
     theirs.load_state_dict(ours.state_dict())
     for queue in (ours, theirs):

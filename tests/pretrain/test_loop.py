@@ -16,6 +16,7 @@ from peregrine.errors import UserError
 from peregrine.files import read_json, read_tensors, sha256
 from peregrine.methods.base import Progress
 from peregrine.methods.build import build_method
+from peregrine.pretrain import loop
 from peregrine.pretrain.loop import Trainer, pretrain
 from peregrine.pretrain.monitor import monitors
 from peregrine.streams import generator
@@ -115,6 +116,7 @@ def test_two_steps_by_hand(method, tiny_run, tiny_data, tmp_path):
             mean=tiny_data.mean,
             std=tiny_data.sd,
         )
+        views.rows = order  # which images are in the queue
         now = Progress(seed=3, epoch=epoch, step=epoch, total_steps=2)
         trained = [p for p in net.parameters() if p.requires_grad]
         terms = net.losses(net.encode(views), now).values()
@@ -265,3 +267,33 @@ def test_outcome_and_manifest_say_where_results_come_from(tiny_run, tiny_data, t
     timing = list(csv.DictReader((tmp_path / "timing.csv").open()))
     assert float(timing[0]["samples_per_second"]) * float(timing[0]["seconds"]) == pytest.approx(96)
     assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_neighbours_of_an_epoch_are_the_mean_over_evenly_spaced_steps(
+    tiny_run, tiny_data, tmp_path, monkeypatch
+):
+    """16 steps of 6 images and a queue of 50: looks after steps 0, 2, 4, ..."""
+    looks = []
+
+    def seen(method, labels):
+        assert (labels == torch.from_numpy(tiny_data.labels["train"])).all()
+        looks.append(int(method.queue.position))
+        return {"neighbour_purity": torch.tensor(float(len(looks)))}
+
+    monkeypatch.setattr(loop, "neighbour_monitors", seen)
+    pretrain(tiny_run("two_branch", batch_size=6, epochs=2), 0, tiny_data, tmp_path, CPU)
+    steps = [epoch * 16 + step for epoch in (0, 1) for step in range(0, 16, 2)]
+    assert looks == [6 * (step + 1) % 50 for step in steps]
+    found = [float(row["neighbour_purity"]) for row in history(tmp_path)]
+    assert found == [4.5, 12.5]  # means of 1 to 8 and of 9 to 16
+
+
+@pytest.mark.parametrize("accumulate", [{}, {"steps": 2}, {"steps": 3, "mode": "cached"}])
+def test_the_queue_knows_the_images_of_the_last_steps(accumulate, tiny_run, tiny_data, tmp_path):
+    run = tiny_run("two_branch", epochs=1, accumulate=accumulate)
+    pretrain(run, 2, tiny_data, tmp_path, CPU)
+    order = torch.randperm(96, generator=generator(2, "order", 0)).tolist()
+    kept = {index % 50: image for index, image in enumerate(order)}  # 4 steps of 24, 50 places
+    assert weights(tmp_path, "method")["queue.images"].tolist() == [kept[i] for i in range(50)]
+    columns = set(history(tmp_path)[0])
+    assert {"augmented_similarity", "neighbour_same_image", "neighbour_purity"} < columns

@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from peregrine.pretrain.monitor import direction_sd, effective_rank, monitors
+from peregrine.methods.base import Neighbours
+from peregrine.pretrain.monitor import (
+    direction_sd,
+    effective_rank,
+    monitors,
+    neighbour_monitors,
+)
 
 
 def test_direction_sd_against_numpy():
@@ -67,3 +73,18 @@ def test_monitors_look_in_eval_mode_and_put_training_back():
     assert seen["embeddings_sd"] == pytest.approx(direction_sd(flat), rel=1e-4)
     assert seen["features_rank"] == effective_rank(flat)
     assert set(seen) == {f"{a}_{b}" for a in ("features", "embeddings") for b in ("sd", "rank")}
+
+
+def test_neighbours_are_older_views_of_the_same_class_or_of_no_image():
+    labels = torch.tensor([0, 0, 0, 1, 1])
+    found = {32: torch.tensor([0, 2, -1, 4]), None: torch.tensor([0, 1, 3, 3])}
+    images = torch.tensor([0, 1, 2, 4])
+    seen = neighbour_monitors(SimpleNamespace(neighbours=lambda: Neighbours(images, found)), labels)
+    assert {name: float(value) for name, value in seen.items()} == {
+        "neighbour_chance": pytest.approx((9 + 4) / 25),  # (3/5)^2 + (2/5)^2
+        "neighbour_same_image_L32": 0.5,  # 0 and 4
+        "neighbour_purity_L32": 0.75,  # 0, 2 of class 0, 4; -1 is no image of the last class
+        "neighbour_same_image": 0.5,  # 0 and 1
+        "neighbour_purity": 0.75,  # 0, 1, and 3 for image 4; 3 is of another class than 2
+    }
+    assert neighbour_monitors(SimpleNamespace(neighbours=lambda: None), labels) == {}

@@ -302,3 +302,35 @@ def test_a_curve_without_lines_is_whole(tmp_path):
     (tmp_path / "spectrum.csv").write_text("layer,index,value\n")
     assert marks_module.read_curve(tmp_path / "history.csv").empty
     assert marks_module.read_curve(tmp_path / "spectrum.csv").empty
+
+
+def test_a_queue_is_drawn_over_its_lengths_in_the_last_epoch():
+    """Two seeds, lengths 32 and 64: in percent, with chance beside them at each length."""
+    history = {
+        seed: figures.pd.DataFrame(
+            {
+                "epoch": [1, 2],
+                "neighbour_chance": [0.1, 0.1],
+                "neighbour_purity": [0.9, 0.9],
+                "neighbour_purity_L64": [0.0, 0.5 + seed / 10],
+                "neighbour_purity_L32": [0.0, 0.25],
+            }
+        )
+        for seed in (0, 1)
+    }
+    cell = SimpleNamespace(row="r", label="Row")
+    source = SimpleNamespace(cells={"r": cell}, curves=lambda row, name: history)
+    panel = {"metric": "neighbour_purity", "label": "p", "percent": True}
+    given = {"id": "q", "kind": "queue", "title": "T", "caption": "C", "groups": {"all": ["r"]}}
+    plan = Figure(**given, panels=[panel | {"level": "neighbour_chance"}])
+    found = list(figures.MARKS["queue"](plan, source))
+    drawn = [(m.x, m.kind, m.seed, round(m.value, 9)) for m in found]
+    assert drawn == [
+        *[(32, "seed", 0, 25.0), (32, "seed", 1, 25.0), (32, "mean", "", 25.0)],
+        (32, "level", "", 10.0),
+        *[(64, "seed", 0, 50.0), (64, "seed", 1, 60.0), (64, "mean", "", 55.0)],
+        (64, "level", "", 10.0),
+    ]
+    levels = [m for m in figures.MARKS["history"](
+        plan.model_copy(update={"kind": "history"}), source) if m.kind == "level"]  # fmt: skip
+    assert [(m.label, m.value) for m in levels] == [("Row", 10.0)]

@@ -6,7 +6,7 @@ import pytest
 
 from peregrine.config.study import Figure, Table
 from peregrine.reporting.published import Published
-from peregrine.reporting.scope import left_out, shown_figures, shows_figure, shows_table
+from peregrine.reporting.scope import left_out, measured, shown_figures, shows_figure, shows_table
 
 PANELS = [{"metric": "m", "label": "m"}]
 BASELINE = {"predictor": "plain", "mask": "predictor", "noise": "predictor"}
@@ -57,9 +57,23 @@ def test_or_published_numbers_beside_a_row_that_is_run(rows, value, shown):
     assert shows_table(given, run(*rows), published(value)) is shown
 
 
+def test_an_extra_evaluation_is_shown_where_a_row_is_to_have_it():
+    cells = run("mask", "noise")
+    extra = {"metric": "robustness/n", "label": "n"}
+    given = figure("metric_by_row", ["mask", "noise"], panels=[extra])
+    for asked, shown in ({}, False), ({"noise": ("robustness",)}, True):
+        for row, cell in cells.items():
+            cell.evaluations = asked.get(row, ("detection",))
+        assert list(measured(["robustness/n"], cells)) == list(asked)
+        assert list(measured(["linear/accuracy"], cells)) == ["mask", "noise"]
+        assert shows_figure(given, cells) is shown
+        assert shows_table(table(columns=[extra]), cells, {}) is shown
+        assert shows_table(table(columns=[*PANELS, extra]), cells, {})
+
+
 def figure(kind: str, rows: list[str], **more) -> Figure:
     given = {"id": "f", "kind": kind, "title": "F", "caption": "", "panels": PANELS}
-    return Figure(**given, groups={"all": rows}, **more)
+    return Figure(**given | more, groups={"all": rows})
 
 
 def test_a_figure_needs_a_row_that_is_more_than_a_baseline():

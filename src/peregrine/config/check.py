@@ -39,6 +39,9 @@ MIXTURE_CURVES = [
 ]
 """Measured for every number k of components, with _k{k} at the end."""
 
+OPERATORS = ("none", "nn", "mask", "noise", "mix", "interpolate", "extrapolate")
+"""Operators on augmented features, and the features themselves."""
+
 METRICS = frozenset(
     [
         "online_probe/accuracy",
@@ -55,10 +58,21 @@ METRICS = frozenset(
         *_names("collapse/embeddings", "mixture_padding"),
         *(f"{curve}_k{k}" for curve in MIXTURE_CURVES for k in MIXTURES),
         *_names("collapse/codes", "c n usage_entropy+ceiling+ratio occupied+ceiling+random"),
+        *_names("robustness", "n stored purity_chance"),
+        *(f"robustness/clean/{operator}/purity" for operator in OPERATORS),
+        *(
+            f"robustness/{change}/{operator}/{what}"
+            for change in ("attack", "random")
+            for operator in OPERATORS
+            for what in ("cosine", "changed", "purity")
+        ),
         *_names("collapse/codes", "dead+floor+share+share_floor soft_entropy+ceiling+ratio"),
     ]
 )
 """Metrics of metrics.csv."""
+
+NEIGHBOURS = ("neighbour_purity", "neighbour_same_image")
+"""Columns of history.csv for a queue of neighbours; with _L{L}, of its newest L vectors alone."""
 
 HISTORY = frozenset(
     ["lr", "loss", "probe_accuracy"]
@@ -66,6 +80,7 @@ HISTORY = frozenset(
     + [f"{layer}_{monitor}" for layer in LAYERS for monitor in ("sd", "rank")]
     + ["invariance", "prior", "contrastive", "similarity"]  # loss terms of the methods
     + ["redundancy"]
+    + ["augmented_similarity", "neighbour_chance", *NEIGHBOURS]  # of feature augmentation
 )
 """Columns of history.csv that can be drawn over its epochs."""
 
@@ -77,6 +92,7 @@ COLOURED = ("class", "code")
 
 DRAWN = {
     "history": HISTORY,
+    "queue": (*NEIGHBOURS, "neighbour_chance"),
     "spectrum": LAYERS,
     "mixture": MIXTURE_CURVES,
     "matrices": MATRICES,
@@ -93,6 +109,8 @@ def check_study(study: Study) -> None:
     """
     for name, row in study.rows.items():
         _known(f"study {study.name}: row {name}", "row", filter(None, [row.over]), study.rows)
+    for kind, rows in study.evaluations.items():
+        _known(f"study {study.name}: evaluations: {kind}", "row", rows, study.rows)
     for table in study.tables:
         where = f"study {study.name}: table {table.id}"
         rows = (*table.rows, *table.baseline, *table.baseline.values(), *table.published_rows)

@@ -20,6 +20,8 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
 Folder = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./-]*[A-Za-z0-9_.-]$", max_length=200)]
 """A path that needs no quoting: it stands in file patterns and shell commands."""
+Extra = Literal["robustness", "detection"]
+"""Evaluations that only the rows have for which a study asks."""
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.+-]*$", max_length=80)]
 
 
@@ -243,6 +245,9 @@ class StudyOverlay(Model):
     rows: tuple[str, ...] = Field((), description="The rows run at this scale; empty: all.")
     run: dict[str, Any] = Field({}, description="Laid over every run of the study.")
     row: dict[str, dict[str, Any]] = Field({}, description="Laid over one row.")
+    evaluations: dict[Extra, tuple[str, ...]] = Field(
+        {}, description="Extra evaluation -> its rows at this scale, instead of the study's."
+    )
 
 
 class Scale(Model):
@@ -265,6 +270,20 @@ class Scale(Model):
         if len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise ValueError("seeds must be different numbers of at least 0")
         return self
+
+
+class AttackSpec(Model):
+    """How images are attacked, and what is measured; see peregrine.evaluation.robustness."""
+
+    epsilon: float = Field(8 / 255, gt=0, le=1, description="Of a pixel in [0, 1], L-infinity.")
+    steps: int = Field(10, ge=1, description="Gradient steps of 2.5 epsilon / steps each.")
+    anchors: int = Field(1000, ge=2, description="Test images that are attacked, at most.")
+    stored: int = Field(
+        10_000, ge=1, description="Training images among which neighbours are searched, at most."
+    )
+    mask_ratio: float = Field(0.3, ge=0, lt=1, description="As for the methods, like the next two.")
+    noise_sd: float = Field(0.1, gt=0)
+    mix_alpha: float = Field(1.0, gt=0)
 
 
 class Protocol(Model):
@@ -297,6 +316,7 @@ class Protocol(Model):
         10_000, ge=3, description="Most test images that a Gaussian mixture is fitted to."
     )
     map_sample: int = Field(500, ge=2, description="Test images on a map, at most.")
+    attack: AttackSpec = AttackSpec()
 
 
 class Config(Model):

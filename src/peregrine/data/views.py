@@ -46,6 +46,8 @@ class Views:
     """The groups of views of one batch, in the order of the specification."""
 
     groups: list[ViewGroup]
+    rows: Tensor | None = None
+    """Which images of the training set these are, [n], on their device; for the record only."""
 
     def __iter__(self) -> Iterator[ViewGroup]:
         return iter(self.groups)

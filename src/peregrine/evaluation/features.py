@@ -50,6 +50,15 @@ def load_run(folder: Path) -> tuple[Run, dict]:
     return run, outcome
 
 
+def trained_on(folder: Path, run: Run, outcome: dict, data: Prepared) -> None:
+    """Refuse data that are not those of the training."""
+    if outcome["data"] != data.sums:
+        raise UserError(
+            f"{folder} was trained on other data than {run.dataset.name} holds now;"
+            " run pretrain again"
+        )
+
+
 def load_method(run: Run, outcome: dict, folder: Path, data: Prepared) -> Method:
     """The trained network of a seed folder, in eval mode on the CPU."""
     sizes = {"channels": len(data.mean), "train_images": len(data.labels["train"])}
@@ -82,11 +91,7 @@ def extract(
     the run's largest views that keeps `centre_share` of the short side.
     """
     run, outcome = load_run(folder)
-    if outcome["data"] != data.sums:
-        raise UserError(
-            f"{folder} was trained on other data than {run.dataset.name} holds now;"
-            " run pretrain again"
-        )
+    trained_on(folder, run, outcome, data)
     facts = {
         "kind": "features",
         "run": outcome["run"],

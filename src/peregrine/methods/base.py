@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import torch
@@ -47,6 +47,22 @@ class Encoded:
 
     online: list[Tensor]
     target: list[Tensor]
+    rows: Tensor | None = None
+    """Which images of the training set these are, [n]; for the record, never for a loss."""
+    noted: dict[str, Tensor] = field(default_factory=dict)
+    """Scalars that `losses` leaves for history.csv, by name; no part of the loss."""
+
+
+@dataclass
+class Neighbours:
+    """Images [m] whose nearest stored feature is looked for, and the images [m] of what is found.
+
+    Indices of the training set, -1 for a feature of none; `found` by the number of newest features
+    that were searched, and under None among all of them.
+    """
+
+    images: Tensor
+    found: dict[int | None, Tensor]
 
 
 @dataclass
@@ -129,7 +145,7 @@ class Method(nn.Module, ABC):
 
     def encode(self, views: Views) -> Encoded:
         """`online`, and what the method's target encoder makes of the views, if it has one."""
-        return Encoded(online=self.online(views), target=[])
+        return Encoded(online=self.online(views), target=[], rows=views.rows)
 
     @abstractmethod
     def losses(self, encoded: Encoded, progress: Progress) -> dict[str, Tensor]:
@@ -137,6 +153,13 @@ class Method(nn.Module, ABC):
 
     def after_step(self, progress: Progress) -> None:
         """Called after each optimiser step: moving averages and queues."""
+
+    def neighbours(self) -> Neighbours | None:
+        """What a method that stores features of earlier images finds among them now.
+
+        For the record only: labels join it in peregrine.pretrain.monitor.
+        """
+        return None
 
     @abstractmethod
     def describe(self, images: Tensor, reading: str = "corrected") -> Description:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peregrine.config.augmentation import TargetAugmentationOptions
-from peregrine.methods.base import Description, Encoded, Method, Progress, Setting
+from peregrine.methods.base import Description, Encoded, Method, Neighbours, Progress, Setting
 from peregrine.methods.dictionaries import Dictionary, code_prior
 from peregrine.methods.falcon_streamed import streamed_falcon_loss
 from peregrine.methods.feature_augmentation import SEARCHING, FeatureQueue, augment
@@ -202,7 +202,7 @@ class Falcon(Method):
         if o.operator == "none":
             return self._terms(first, second, symmetric=o.symmetric)
         if self.memory is not None:
-            self.memory.collect(first)
+            self.memory.collect(first, encoded.rows)
         draws = progress.generator(first.device)
         orders = [(first, second), (second, first)] if o.symmetric else [(first, second)]
         found = [
@@ -229,6 +229,9 @@ class Falcon(Method):
         else:
             terms = falcon_loss(head.scores(h_a).float(), head.scores(h_b).float(), **form)
         return terms | {"prior": o.prior_weight * terms["prior"]}
+
+    def neighbours(self) -> Neighbours | None:
+        return self.memory.older() if self.memory is not None else None
 
     def after_step(self, progress: Progress) -> None:
         self.head.after_step(progress)

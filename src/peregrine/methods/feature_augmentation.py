@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from peregrine.config.augmentation import AugmentationOptions
 from peregrine.errors import UserError
+from peregrine.methods.base import Neighbours
 from peregrine.streams import generator
 
 SEARCHING = ("nn", "interpolate")
@@ -21,7 +22,8 @@ SEARCHING = ("nn", "interpolate")
 class FeatureQueue(nn.Module):
     """First in, first out memory of unit feature vectors; part of the run's saved state.
 
-    Starts with random directions, as NNCLR and MoCo do.
+    Starts with random directions, as NNCLR and MoCo do. `images` says of which image of the
+    training set each vector is, -1 for none; nothing that is trained looks at it.
 
     Args:
         length, width: of the memory [length, width].
@@ -29,33 +31,40 @@ class FeatureQueue(nn.Module):
     """
 
     features: Tensor
+    images: Tensor
     position: Tensor
+    newest = 0
+    """How many vectors the last push brought."""
 
     def __init__(self, length: int, width: int, seed: int) -> None:
         super().__init__()
         start = torch.randn(length, width, generator=generator(seed, "init/queue"))
         self.register_buffer("features", F.normalize(start, dim=1))
+        self.register_buffer("images", torch.full((length,), -1))
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
         self.register_load_state_dict_pre_hook(_same_shape)
-        self._collected: list[Tensor] = []
+        self._collected: list[tuple[Tensor, Tensor | None]] = []
 
-    def collect(self, features: Tensor) -> None:
-        """Keep [n, d] for the next `flush`."""
-        self._collected.append(features.detach())
+    def collect(self, features: Tensor, images: Tensor | None = None) -> None:
+        """Keep [n, d] of `images` [n] for the next `flush`."""
+        self._collected.append((features.detach(), images))
 
     def flush(self) -> None:
         """Store what was collected since the last one, of every batch of the step."""
         if self._collected:
-            self.push(torch.cat(self._collected))
+            features, images = zip(*self._collected, strict=True)
+            self.push(torch.cat(features), None if images[0] is None else torch.cat(images))
         self._collected = []
 
     @torch.no_grad()
-    def push(self, features: Tensor) -> None:
-        """Store [n, d], oldest entries first to go; of more than `length` rows the last count."""
+    def push(self, features: Tensor, images: Tensor | None = None) -> None:
+        """Store [n, d] of `images` [n], oldest first to go; the last `length` of more count."""
         length = len(self.features)
         rows = F.normalize(features.detach().to(self.features.dtype), dim=1)[-length:]
         slots = (self.position + torch.arange(len(rows), device=rows.device)) % length
         self.features[slots] = rows
+        self.images[slots] = -1 if images is None else images[-length:]
+        self.newest = len(rows)
         self.position.copy_((self.position + len(rows)) % length)
 
     @torch.no_grad()
@@ -68,8 +77,35 @@ class FeatureQueue(nn.Module):
             found = similar.topk(samples, dim=1).indices
         return self.features[found.T].to(features.dtype)
 
+    @torch.no_grad()
+    def older(self, most: int = 256) -> Neighbours | None:
+        """The nearest older vector of the newest ones, as training searched when they were new.
+
+        Of the last steps' vectors, together at most `most` and a quarter of the queue but at least
+        one step's, each is held against what was stored before its step: the newest L of these, for
+        every power of two L >= 32 that the queue has for all of them, and the whole rest of it.
+        None if a step fills the queue.
+        """
+        length, step = len(self.features), self.newest
+        steps = max(min(most, length // 4) // max(step, 1), 1)
+        room = length - steps * step
+        if not step or room < 1:
+            return None
+        age = (self.position - 1 - torch.arange(length, device=self.position.device)) % length
+        features, images = self.features[age], self.images[age]  # newest first
+        limits = [2**k for k in range(5, room.bit_length())]
+        found: dict[int | None, list[Tensor]] = {limit: [] for limit in (*limits, None)}
+        for first in range(step, steps * step + 1, step):
+            similar = cosines(features[first - step : first], features[first:])
+            for limit, places in found.items():
+                places.append(images[first + similar[:, :limit].argmax(dim=1)])
+        return Neighbours(
+            images[: steps * step], {limit: torch.cat(parts) for limit, parts in found.items()}
+        )
+
 
 def _same_shape(queue: FeatureQueue, state: dict[str, Tensor], prefix: str, *_) -> None:
+    state.setdefault(f"{prefix}images", queue.images)  # weights of before there were any
     saved = state.get(f"{prefix}features", queue.features).shape
     if saved != queue.features.shape:
         raise UserError(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peregrine.config.augmentation import TargetAugmentationOptions
-from peregrine.methods.base import Description, Encoded, Method, Progress, Setting
+from peregrine.methods.base import Description, Encoded, Method, Neighbours, Progress, Setting
 from peregrine.methods.feature_augmentation import SEARCHING, FeatureQueue, augment
 from peregrine.nets.heads import mlp
 
@@ -108,6 +108,8 @@ class SwAV(Method):
         self._newest.append(torch.stack(z[:GLOBAL_VIEWS]).detach())
         full = progress.step * len(z[0]) >= o.queue  # each step has stored as many, or more
         queue = self.queue if full and progress.epoch >= o.queue_epoch else self.queue[:, :0]
+        if self.memory is not None:
+            self.memory.collect(z[0], encoded.rows)
         values = []
         for targets in self._targets(z, progress):
             with torch.no_grad():
@@ -129,12 +131,13 @@ class SwAV(Method):
         first, second = z[:GLOBAL_VIEWS]
         if self.options.operator == "none":
             return [[first, second]]
-        if self.memory is not None:
-            self.memory.collect(first)
         draws = progress.generator(first.device)
         pairs = (first, second), (second, first)
         samples = [augment(own, other, self.options, self.memory, draws) for own, other in pairs]
         return [list(sample) for sample in zip(*samples)]
+
+    def neighbours(self) -> Neighbours | None:
+        return self.memory.older() if self.memory is not None else None
 
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:

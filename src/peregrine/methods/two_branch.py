@@ -23,6 +23,7 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from peregrine.config.augmentation import AugmentationOptions
 from peregrine.data.views import Views
@@ -30,6 +31,7 @@ from peregrine.methods.base import (
     Description,
     Encoded,
     Method,
+    Neighbours,
     Progress,
     Setting,
     by_role,
@@ -123,6 +125,7 @@ class TwoBranch(Method):
             self.target.requires_grad_(False)
         searched = o.operator in SEARCHING or o.criterion == "infonce_queue"
         self.queue = FeatureQueue(o.queue, o.embedding, setting.seed) if searched else None
+        self._similar: list[Tensor] = []
 
     def encode(self, views: Views) -> Encoded:
         encoded = super().encode(views)
@@ -148,8 +151,11 @@ class TwoBranch(Method):
             # Neighbours are those of view 1, as in NNCLR; negatives are all targets, as in MoCo.
             kept = [t for _, t in orders] if o.criterion == "infonce_queue" else [0]
             for t in kept:
-                self.queue.collect(targets[t])
+                self.queue.collect(targets[t], encoded.rows)
+        self._similar = []
         total = torch.stack([self._one_way(z[s], targets[t], draws) for s, t in orders]).sum()
+        if self._similar:
+            encoded.noted["augmented_similarity"] = torch.stack(self._similar).mean()
         total = total / len(orders) if o.directions == "mean" else total
         if o.times_2t:
             total = 2 * o.temperature * total
@@ -178,7 +184,11 @@ class TwoBranch(Method):
         """FA of z [n, d] as [K, n, d]; `other` is what the other branch has projected."""
         o = self.options
         z = z.detach() if o.stop_gradient else z
-        return augment(z, other, o, self.queue, draws, straight_through=same_branch)
+        augmented = augment(z, other, o, self.queue, draws, straight_through=same_branch)
+        with torch.no_grad():
+            similar = F.cosine_similarity(_precise(augmented), _precise(z), dim=-1)
+            self._similar.append(similar.mean())
+        return augmented
 
     def _criterion(self, online: Tensor, target: Tensor) -> Tensor:
         online, target, t = _precise(online), _precise(target), self.options.temperature
@@ -199,6 +209,11 @@ class TwoBranch(Method):
             follow(self.target, *fast, progress=progress, start=o.ema_start, end=o.ema_end)
         if self.queue is not None:
             self.queue.flush()
+
+    def neighbours(self) -> Neighbours | None:
+        """Of features of view 1, which the queue holds, whichever view or branch FA stands on."""
+        searched = self.options.operator in SEARCHING
+        return self.queue.older() if searched else None
 
     def describe(self, images: Tensor, reading: str = "corrected") -> Description:
         features = self.backbone(images)

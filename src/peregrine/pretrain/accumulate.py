@@ -33,7 +33,8 @@ def accumulate(
         autocast: makes the context of a forward pass.
 
     Returns:
-        (detached loss terms, `loss` their sum first; detached online features [n, f], one a view).
+        (detached loss terms, `loss` their sum first, then what the method noted; detached online
+        features [n, f], one a view).
     """
     step = cached if spec.mode == "cached" and spec.steps > 1 else plain
     terms, online = step(method, cut(views, spec.steps), now, autocast)
@@ -43,8 +44,9 @@ def accumulate(
 def cut(views: Views, parts: int) -> list[Views]:
     """The views of consecutive, equal parts of the batch."""
     pieces = [group.images.chunk(parts, dim=1) for group in views]
+    rows = [None] * parts if views.rows is None else views.rows.chunk(parts)
     return [
-        Views([replace(group, images=piece[i]) for group, piece in zip(views, pieces)])
+        Views([replace(group, images=piece[i]) for group, piece in zip(views, pieces)], rows[i])
         for i in range(parts)
     ]
 
@@ -60,7 +62,7 @@ def plain(
         with autocast():
             encoded = method.encode(part)
             losses = method.losses(encoded, here)
-        terms.append(_backward(losses, len(parts)))
+        terms.append(_backward(losses, len(parts)) | encoded.noted)
         online.append([features.detach() for features in encoded.online])
     means = {name: sum(each[name] for each in terms) / len(parts) for name in terms[0]}
     return means, _joined(online)
@@ -78,9 +80,11 @@ def cached(
             encoded.append(method.encode(part))
     online = [each.requires_grad_() for each in _joined([each.online for each in encoded])]
     target = _joined([each.target for each in encoded])
+    rows = [each.rows for each in encoded]
+    whole = Encoded(online, target, None if rows[0] is None else torch.cat(rows))
     with autocast():
-        losses = method.losses(Encoded(online, target), now)
-    terms = _backward(losses)
+        losses = method.losses(whole, now)
+    terms = _backward(losses) | whole.noted
     shares = [features.grad.chunk(len(parts)) for features in online if features.grad is not None]
     with _statistics_kept(method):
         for index, part in enumerate(parts):

@@ -37,7 +37,7 @@ from peregrine.pretrain import checkpoint
 from peregrine.pretrain.accumulate import accumulate
 from peregrine.pretrain.checkpoint import Position
 from peregrine.pretrain.device import autocast, circumstances, set_precision
-from peregrine.pretrain.monitor import monitors
+from peregrine.pretrain.monitor import monitors, neighbour_monitors
 from peregrine.pretrain.optim import (
     Schedule,
     build_optimizer,
@@ -49,6 +49,8 @@ from peregrine.pretrain.optim import (
 from peregrine.streams import generator, seeded_init
 
 MONITOR_IMAGES = 256
+NEIGHBOUR_LOOKS = 8
+"""How often an epoch looks at what neighbours are."""
 
 
 class Interrupted(Exception):
@@ -125,12 +127,14 @@ class Trainer:
         # On the host: parameters are drawn there, the same ones for every device.
         draws = generator(self.seed, "views", now.epoch, index)
         views = make_views(images, self.run.views, draws, mean=self.mean, std=self.sd)
+        views.rows = rows
         self.optimizer.zero_grad(set_to_none=True)
         precision = partial(autocast, self.device, self.run.precision)
         terms, online = accumulate(self.method, views, now, self.run.accumulate, precision)
         clip_gradients(self.method.parameters(), spec.clip_norm)
         self.optimizer.step()
         self.method.after_step(now)
+        terms |= self._neighbours(index)
 
         features = torch.cat([each.float() for each in online])
         labels = self.labels[rows].repeat(len(online))
@@ -140,6 +144,17 @@ class Trainer:
         self.probe_optimizer.step()
         hits = (logits.argmax(dim=1) == labels).double().mean()
         return {**terms, "probe_accuracy": hits}
+
+    def _neighbours(self, index: int) -> dict[str, Tensor]:
+        """The neighbour monitors after some evenly spaced steps, so weighted that the epoch's mean
+        is theirs. An epoch shows each image once: at its end no queue shorter than the data set
+        holds an older view of a new image, at its beginning many do.
+        """
+        looks = min(NEIGHBOUR_LOOKS, self.steps)
+        if index * looks // self.steps == (index - 1) * looks // self.steps:
+            return {}
+        seen = neighbour_monitors(self.method, self.labels)
+        return {name: value * (self.steps / looks) for name, value in seen.items()}
 
     @torch.no_grad()
     def calibrate(self) -> None:

@@ -1,4 +1,4 @@
-"""Is it collapsing? Two numbers per layer on a fixed batch of training images, once an epoch."""
+"""What is recorded of every epoch: is it collapsing, and what are neighbours made of?"""
 
 import torch
 from torch import Tensor
@@ -20,6 +20,28 @@ def monitors(method: Method, images: Tensor) -> dict[str, float]:
     for layer, x in (("features", seen.features), ("embeddings", seen.embeddings)):
         out[f"{layer}_sd"] = direction_sd(x)
         out[f"{layer}_rank"] = effective_rank(x)
+    return out
+
+
+@torch.no_grad()
+def neighbour_monitors(method: Method, labels: Tensor) -> dict[str, Tensor]:
+    """What the neighbours in a method's queue are, given the classes of all training images [n].
+
+    `neighbour_same_image` is the share that are an older view of the very same image, and
+    `neighbour_purity` the share of the same class, these included; with _L{L} among the newest L
+    vectors alone. `neighbour_chance` is the purity of images drawn at random. Vectors of no image,
+    with which a queue starts, count as neither. Methods that search no queue have none of them.
+    """
+    seen = method.neighbours()
+    if seen is None:
+        return {}
+    shares = torch.bincount(labels).double() / len(labels)
+    out = {"neighbour_chance": (shares**2).sum()}
+    for length, found in seen.found.items():
+        end = "" if length is None else f"_L{length}"
+        pure = (labels[found] == labels[seen.images]) & (found >= 0)
+        out[f"neighbour_same_image{end}"] = (found == seen.images).double().mean()
+        out[f"neighbour_purity{end}"] = pure.double().mean()
     return out
 
 

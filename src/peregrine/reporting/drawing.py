@@ -17,7 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from peregrine.config.study import Figure, Panel
 from peregrine.reporting.canvas import DOT, MEAN, STYLE, WIDTH, draw_lines, legend, new_canvas
-from peregrine.reporting.drawing_diagnostics import draw_matrices, draw_mixture
+from peregrine.reporting.drawing_diagnostics import draw_matrices, draw_mixture, draw_queue
 from peregrine.reporting.map import draw_map
 from peregrine.reporting.styles import GREY, Styles
 
@@ -172,6 +172,8 @@ def _history(figure: Figure, marks: pd.DataFrame, styles: Styles) -> Canvas:
     for index, (ax, (group, panel)) in enumerate(zip(axes, places, strict=False)):
         mine = marks[(marks["group"] == group) & (marks["panel"] == panel.label)]
         draw_lines(ax, mine, styles)
+        for value in sorted(set(mine.loc[mine["kind"] == "level", "value"])):
+            ax.axhline(value, color="black", ls=":", lw=1.2, label=panel.level_label)
         parts = panel.label.replace(", ", ",\n").splitlines()
         ax.set_ylabel("\n".join(textwrap.fill(part, 22) for part in parts))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -216,6 +218,7 @@ DRAW = {
     "metric_by_row": _by_row,
     "gain": _by_row,
     "history": _history,
+    "queue": draw_queue,
     "spectrum": _spectrum,
     "mixture": draw_mixture,
     "matrices": draw_matrices,

@@ -3,6 +3,7 @@
 import textwrap
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -16,6 +17,20 @@ ACROSS = 5
 
 def draw_mixture(figure: Figure, marks: pd.DataFrame, styles: Styles) -> Canvas:
     """Lines over the number of components, chance levels dotted."""
+    canvas, grid = _over_sizes(figure, marks, styles, "components of the mixture")
+    grid[0][0].set_ylabel("entropy in nats")
+    return canvas
+
+
+def draw_queue(figure: Figure, marks: pd.DataFrame, styles: Styles) -> Canvas:
+    """Lines over the length of a queue, chance levels dotted."""
+    return _over_sizes(figure, marks, styles, "newest features searched")[0]
+
+
+def _over_sizes(
+    figure: Figure, marks: pd.DataFrame, styles: Styles, label: str
+) -> tuple[Canvas, list[list[Axes]]]:
+    """A column of axes a panel, lines over what `label` says, on a logarithmic axis."""
     canvas, grid = new_canvas(1, len(figure.panels), 3.2)
     for ax, panel in zip(grid[0], figure.panels, strict=True):
         mine = marks[marks["panel"] == panel.label]
@@ -28,10 +43,9 @@ def draw_mixture(figure: Figure, marks: pd.DataFrame, styles: Styles) -> Canvas:
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.ticklabel_format(axis="y", useOffset=False)
         ax.set_title(panel.label)
-        ax.set_xlabel("components of the mixture")
-    grid[0][0].set_ylabel("entropy in nats")
+        ax.set_xlabel(label)
     legend(canvas, grid[0])
-    return canvas
+    return canvas, grid
 
 
 def draw_matrices(figure: Figure, marks: pd.DataFrame, styles: Styles) -> Canvas:

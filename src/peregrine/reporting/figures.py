@@ -7,6 +7,7 @@ the file says is what the picture shows. Files are byte-stable.
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,12 @@ import pandas as pd
 from peregrine import files
 from peregrine.config.load import Cell, Project
 from peregrine.config.study import Figure, Panel, Study
+from peregrine.frozen import EXTRA
 from peregrine.reporting.drawing import render
 from peregrine.reporting.map import map_pixels
 from peregrine.reporting.marks import PIXELS, Mark, Pixel, Source
 from peregrine.reporting.records import from_csv
+from peregrine.reporting.scope import measured
 from peregrine.reporting.statistics import estimate, paired
 from peregrine.reporting.styles import styles
 from peregrine.reporting.words import listed
@@ -52,15 +55,17 @@ def draw_figures(project: Project, study: str, results: Path) -> list[Path]:
     """
     plan, folder = project.study(study), results / project.scale.name / study
     scale = project.scale
-    source = Source(
+    every = Source(
         project.of(study), from_csv(folder), results / "runs", scale.seeds, scale.protocol
     )
-    looks = styles(plan, source.cells)
+    looks = styles(plan, every.cells)
     known = {figure.id for figure in plan.figures}
     for path in (folder / "figures").rglob("*"):  # of a figure that the study has no longer
         if path.suffix in (".svg", ".png", ".csv") and path.stem not in known:
             path.unlink()
     for figure in plan.figures:
+        metrics = [panel.metric for panel in figure.panels]
+        source = replace(every, cells=measured(metrics, every.cells))
         marks = [_rounded(mark) for mark in MARKS[figure.kind](figure, source)]
         fields = Pixel._fields if figure.kind in PIXELS else Mark._fields
         frame = pd.DataFrame(marks, columns=fields)
@@ -160,11 +165,34 @@ def _gain(figure: Figure, source: Source) -> Iterator[Mark]:
 
 def _history(figure: Figure, source: Source) -> Iterator[Mark]:
     for panel, group, cell in _present(figure, source):
-        scale, curves = 100.0 if panel.percent else 1.0, {}
+        scale, curves, levels = 100.0 if panel.percent else 1.0, {}, {}
         for seed, table in source.curves(cell.row, "history.csv").items():
             if panel.metric in table:
                 curves[seed] = scale * table.set_index("epoch")[panel.metric]
+            if panel.level in table:
+                levels[cell.label] = scale * float(table[panel.level].iloc[-1])
         yield from _curves(panel, group, cell.label, curves, np.mean)
+        for label, level in levels.items():
+            yield Mark(panel.label, group, label, "", "level", "", level)
+
+
+def _queue(figure: Figure, source: Source) -> Iterator[Mark]:
+    """In the last epoch, over the number L of newest vectors: columns metric_L{L} of history."""
+    for panel, group, cell in _present(figure, source):
+        scale, level = 100.0 if panel.percent else 1.0, {}
+        by_length: dict[int, dict[int, float]] = {}
+        for seed, table in source.curves(cell.row, "history.csv").items():
+            for name in table:
+                stem, _, length = name.rpartition("_L")
+                if stem == panel.metric and len(table):
+                    by_length.setdefault(int(length), {})[seed] = scale * table[name].iloc[-1]
+            if by_length and panel.level in table:
+                level[seed] = scale * float(table[panel.level].iloc[-1])
+        for length in sorted(by_length):
+            yield from _seeds_and_mean(panel, group, cell.label, length, by_length[length])
+            if level:
+                mean = _mean(level.values())[0]
+                yield Mark(panel.label, group, cell.label, length, "level", "", mean)
 
 
 def _spectrum(figure: Figure, source: Source) -> Iterator[Mark]:
@@ -232,6 +260,7 @@ MARKS: dict[str, Callable[[Figure, Source], Iterator[Mark]]] = {
     "metric_by_row": _by_row,
     "gain": _gain,
     "history": _history,
+    "queue": _queue,
     "spectrum": _spectrum,
     "mixture": _mixture,
     "matrices": _matrices,
@@ -269,5 +298,6 @@ def _notes(figure: Figure, study: Study, source: Source, frame: pd.DataFrame) ->
         labels = [label for label, lacks in lacking.items() if lacks == reading]
         notes.append(f"No {reading} reading: {'; '.join(labels)}.")
     if absent:
-        notes.append(f"Not run at this scale: {listed(absent)}.")
+        extra = any(panel.metric.partition("/")[0] in EXTRA for panel in figure.panels)
+        notes.append(f"Not {'measured' if extra else 'run'} at this scale: {listed(absent)}.")
     return notes

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from peregrine.config.load import Cell
 from peregrine.config.study import Figure, Table
+from peregrine.frozen import EXTRA
 from peregrine.reporting.published import Cells
 from peregrine.reporting.words import prose
 
@@ -17,9 +18,20 @@ Rows = Mapping[str, Cell]
 Titled = Table | Figure
 
 
+def measured(metrics: Iterable[str], cells: Rows) -> dict[str, Cell]:
+    """The rows that are to have all `metrics`: of extra evaluations those that were asked for."""
+    extra = {metric.partition("/")[0] for metric in metrics} & set(EXTRA)
+    if not extra:
+        return dict(cells)
+    return {row: cell for row, cell in cells.items() if extra <= set(cell.evaluations)}
+
+
 def shows_table(table: Table, cells: Rows, published: Cells) -> bool:
     """Whether a row is run that is more than a baseline, or published numbers stand beside one."""
-    if _own(table.rows, table.baseline, cells):
+    if any(
+        _own(table.rows, table.baseline, measured([column.metric], cells))
+        for column in table.columns
+    ):
         return True
     printed = {
         (name, row)
@@ -33,7 +45,8 @@ def shows_table(table: Table, cells: Rows, published: Cells) -> bool:
 def shows_figure(figure: Figure, cells: Rows) -> bool:
     """Likewise; over an option, two of its values must be run: one point shows no course."""
     rows = [row for group in figure.groups.values() for row in group]
-    own = _own(rows, figure.baseline, cells)
+    metrics = [panel.metric for panel in figure.panels]
+    own = _own(rows, figure.baseline, measured(metrics, cells))
     if figure.option:
         return len({cells[row].option(figure.option) for row in own}) > 1
     return bool(own)
