@@ -186,6 +186,32 @@ def diagnose(
             step(folder, reading, project.scale.protocol, project.protocol)
 
 
+@app.command(rich_help_panel=STEPS)
+def robustness(
+    run: RunId,
+    seed: Seeds,
+    config: Configuration = Path("config"),
+    scale: ScaleName = None,
+    device: Device = "auto",
+) -> None:
+    """What a small attack on the images does to neighbours and augmented features.
+
+    Reads the weights and the data; writes corrected/robustness-PROTOCOL.json.
+    """
+    from peregrine.config.load import load
+    from peregrine.data.prepare import load as load_data
+    from peregrine.evaluation.robustness import robustness as step
+    from peregrine.pretrain.device import pick_device, set_threads
+
+    project = load(config, scale=scale)
+    folders = trained(project, run, seed)
+    set_threads(project.scale.training_threads)
+    part = project.run(run).dataset
+    data = load_data(Path(project.config.results) / "data" / f"{part.name}.safetensors", part)
+    for folder in folders:
+        step(folder, data, pick_device(device), project.scale.protocol, project.protocol)
+
+
 @app.command(rich_help_panel=SUMMARY)
 def collect(
     study: StudyName, config: Configuration = Path("config"), scale: ScaleName = None

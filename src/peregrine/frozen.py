@@ -7,17 +7,30 @@ other weights, code or protocol apart instead of averaging them.
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from peregrine.config.fingerprint import fingerprint
 from peregrine.config.identity import digest
-from peregrine.config.models import Protocol
+from peregrine.config.models import Extra, Protocol
 from peregrine.errors import UserError
 from peregrine.files import read_json, read_tensors, sha256, write_json
 
 FEATURES = "features.safetensors"
+
+STEPS = {
+    "linear": "evaluate",
+    "knn": "evaluate",
+    "clustering": "evaluate",
+    "collapse": "diagnose",
+    "robustness": "robustness",
+    "detection": "detect",
+}
+"""Evaluation -> the step that makes it."""
+
+EXTRA = get_args(Extra)
+"""Evaluations made of the weights themselves, and only of the rows for which a study asks."""
 
 NOT_AVAILABLE = "n/a"
 """Status of a reading that a method does not have."""
@@ -53,6 +66,18 @@ def read_outcome(folder: Path) -> dict[str, Any]:
     return outcome
 
 
+def weight_facts(outcome: Mapping[str, Any], method: str) -> dict[str, str]:
+    """What an evaluation of the weights themselves comes from; `method` is the name of theirs."""
+    return {
+        "run": outcome["run"],
+        "seed": str(outcome["seed"]),
+        "status": outcome["status"],
+        "weights": weights_of(outcome),
+        "data": data_of(outcome),
+        "method": method,
+    }
+
+
 def read_features(folder: Path, reading: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """(arrays, facts) of a seed folder's features, which must be those of its present weights.
 
@@ -82,21 +107,18 @@ def write_result(
     """Write {reading}/{kind}-{protocol}.json with the facts that bind it to its origin.
 
     Args:
-        folder, reading: where; `kind` is linear, knn, clustering or collapse.
+        folder, reading: where; `kind` is a key of STEPS.
         protocol: its name and values.
-        facts: of the features.
+        facts: of the features; of EXTRA those of `weight_facts`.
         result: the numbers.
     """
     name, values = protocol
-    step = "diagnose" if kind == "collapse" else "evaluate"
-    origin = {
-        "weights": facts["weights"],
-        "data": facts["data"],
-        "extract": facts["code"],
-        "step": fingerprint(step),
-        "protocol": digest(values),
-        "features": sha256(folder / reading / FEATURES),
-    }
+    origin = {"weights": facts["weights"], "data": facts["data"], "protocol": digest(values)}
+    if kind in EXTRA:
+        origin["step"] = fingerprint(STEPS[kind], facts["method"])
+    else:
+        origin["step"] = fingerprint(STEPS[kind])
+        origin |= {"extract": facts["code"], "features": sha256(folder / reading / FEATURES)}
     identity = {
         "kind": kind,
         "run": facts["run"],

@@ -188,6 +188,27 @@ def test_rows_of_a_scale(edit):
     assert "no row 'big'" in refusal(edit(SCALE, "studies/one/rows", ["big"]))
 
 
+def test_extra_evaluations_are_of_the_rows_that_are_run(edit):
+    asked = {"robustness": ["first", "nan"], "detection": ["nan"]}
+    folder = edit(STUDY, "evaluations", asked)
+
+    def found():
+        return {row: cell.evaluations for row, cell in load(folder).of("one").items()}
+
+    assert found() == {"first": ("robustness",), "nan": ("detection", "robustness")}
+    edit(SCALE, "studies/one/rows", ["first"])
+    assert found() == {"first": ("robustness",)}
+    edit(SCALE, "studies/one/evaluations", {"robustness": []})
+    assert found() == {"first": ()}
+    edit(SCALE, "studies/one/evaluations", {"detection": ["first"]})
+    assert found() == {"first": ("detection", "robustness")}
+    assert "no row 'x'" in refusal(edit(SCALE, "studies/one/evaluations", {"detection": ["x"]}))
+    edit(SCALE, "studies/one/evaluations", {})
+    message = refusal(edit(STUDY, "evaluations", {"detection": ["fist"]}))
+    assert "evaluations: detection: there is no row 'fist'; did you mean 'first'?" in message
+    assert "speed" in refusal(edit(STUDY, "evaluations", {"speed": ["first"]}))
+
+
 def test_unknown_names_of_a_project(tiny_config):
     project = load(tiny_config)
     for ask in (project.run, project.study):

@@ -177,6 +177,13 @@ class World:
             path = self.folder(row, seed) / "corrected" / f"{name}-standard.json"
             files.write_json(path, self.facts(row, seed, name) | numbers)
 
+    def ask(self, evaluations: dict[str, list[str]]) -> None:
+        """The study asks for extra evaluations of rows."""
+        path = self.config / "studies" / "toy.yaml"
+        study = STUDY | {"evaluations": evaluations}
+        path.write_text(yaml.safe_dump(study, sort_keys=False))
+        self.project = load(self.config)
+
     def drop(self, row: str, seed: int, *names: str) -> None:
         for name in names or ("linear", "knn", "clustering", "collapse"):
             (self.folder(row, seed) / "corrected" / f"{name}-standard.json").unlink()

@@ -100,3 +100,34 @@ def test_older_code_of_an_evaluation_is_named_and_not_mixed_with_newer(world, ki
     states = world.states("small")
     assert [status for status, _ in states] == ["mixed"] * 3
     assert states[1][1] == f"seeds differ in {step} code of corrected/{kind}"
+
+
+def test_extra_evaluations_are_read_and_awaited_where_the_study_asks_for_them(world):
+    world.ask({"robustness": ["small"]})
+
+    def write(row, seed, **over):
+        facts = world.facts(row, seed, "robustness", **over)
+        facts["provenance"] = {k: v for k, v in facts["provenance"].items() if k != "extract"}
+        path = world.folder(row, seed) / "corrected" / "robustness-standard.json"
+        files.write_json(path, facts | {"nn": {"changed": 0.25 + seed}})
+
+    for seed in (0, 1):
+        write("small", seed)
+        write("large", seed)
+    assert world.states("small")[1:] == [
+        ("finished", ""),
+        ("incomplete", "not evaluated: robustness"),
+    ]
+    assert world.states("large") == [("finished", "")] * 3
+    found = [each for each in world.lines("metrics.csv") if "robustness" in each["metric"]]
+    assert [(each["row"], each["metric"], each["value"]) for each in found] == [
+        ("small", "robustness/nn/changed", "0.25"),
+        ("small", "robustness/nn/changed", "1.25"),
+    ]
+    write("small", 0, weights="0")
+    status, detail = world.states("small")[0]
+    assert status == "stale"
+    assert detail.startswith("stale: corrected/robustness is of other weights, rerun robustness")
+    for seed in range(3):
+        write("small", seed, step="before")
+    assert world.states("small") == [("older code", "older code of robustness")] * 3

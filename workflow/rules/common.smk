@@ -135,12 +135,13 @@ def results_of_study(wildcards):
         *(f"{reading}/spectrum.csv" for reading in READINGS),
         "corrected/matrices.safetensors",
     ]
-    return expand(
-        f"{RUNS}/{{run}}/seed-{{seed}}/{{name}}",
-        run=[cell.id for cell in PROJECT.of(wildcards.study).values()],
-        seed=PROJECT.scale.seeds,
-        name=names,
-    )
+    # Extra evaluations: of the rows for which the study asks.
+    return [
+        f"{RUNS}/{cell.id}/seed-{seed}/{name}"
+        for cell in PROJECT.of(wildcards.study).values()
+        for seed in PROJECT.scale.seeds
+        for name in (*names, *(f"corrected/{kind}-{PROTOCOL}.json" for kind in cell.evaluations))
+    ]
 
 
 # A job asks for a GPU only where there is one; else a laptop would train one run at a time.

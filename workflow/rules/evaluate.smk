@@ -63,6 +63,40 @@ rule evaluate:
         " {params.seeds} > {log:q} 2>&1"
 
 
+# Only for rows that a study names under `evaluations`: collect asks for no others.
+rule robustness:
+    input:
+        data=data_of_run,
+        outcome=of_seeds("outcome.json"),
+        run=of_seeds("run.yaml"),
+        backbone=of_seeds("backbone.safetensors"),
+        method=of_seeds("method.safetensors"),
+    output:
+        of_seeds(f"corrected/robustness-{PROTOCOL}.json"),
+    log:
+        f"{LOGS}/robustness/{JOB}.log",
+    benchmark:
+        f"{BENCHMARKS}/robustness/{JOB}.tsv"
+    conda:
+        "../envs/peregrine.yaml"
+    threads: PROJECT.scale.training_threads
+    resources:
+        mem_mb=3000,
+        runtime="1h",
+        gpu=GPU,
+    params:
+        scale=SCALE,
+        code=code_of("robustness"),
+        protocol=digest(PROJECT.protocol),
+        threads=PROJECT.scale.training_threads,
+        seeds=seed_options,
+    message:
+        about("Attacking the neighbours of")
+    shell:
+        "OMP_NUM_THREADS={threads} PYTHONPATH=src python -m peregrine robustness --scale {params.scale} --run {wildcards.run}"
+        " {params.seeds} > {log:q} 2>&1"
+
+
 rule diagnose:
     input:
         corrected=of_seeds("corrected/features.safetensors"),

@@ -91,6 +91,8 @@ def check_study(study: Study) -> None:
     Raises:
         UserError: one line that names the study, the place, and the nearest known name.
     """
+    for kind, rows in study.evaluations.items():
+        _known(f"study {study.name}: evaluations: {kind}", "row", rows, study.rows)
     for table in study.tables:
         where = f"study {study.name}: table {table.id}"
         rows = (*table.rows, *table.baseline, *table.baseline.values(), *table.published_rows)

@@ -34,6 +34,7 @@ STEPS = {
     "extract": ("peregrine.evaluation.features",),
     "evaluate": ("peregrine.evaluation.evaluate",),
     "diagnose": ("peregrine.diagnostics.diagnose",),
+    "robustness": ("peregrine.evaluation.robustness",),
     "collect": ("peregrine.reporting.collect", "peregrine.reporting.figures"),
     "report": ("peregrine.reporting.report",),
     "theory": ("peregrine.theory.study",),

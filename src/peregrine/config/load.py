@@ -126,6 +126,8 @@ class Cell:
     label: str
     run: Run
     id: str
+    evaluations: tuple[str, ...] = ()
+    """Evaluations that the row has besides those of every row."""
 
     def option(self, path: str) -> float:
         """The number at a dotted path of the run, such as method.codes.
@@ -249,7 +251,12 @@ def resolve(study: Study, scale: Scale, presets: Mapping[str, Any]) -> list[Cell
     overlay = scale.studies.get(study.name, StudyOverlay())
     known = {name for name, row in study.rows.items() if not row.only or scale.name in row.only}
     wanted = overlay.rows or tuple(name for name in study.rows if name in known)
-    for row in (*wanted, *overlay.row):
+    extra = {**study.evaluations, **overlay.evaluations}
+    for row in (
+        *wanted,
+        *overlay.row,
+        *(row for rows in overlay.evaluations.values() for row in rows),
+    ):
         if row not in known:
             raise UserError(
                 f"scale {scale.name}: study {study.name} has no row '{row}' here;"
@@ -263,7 +270,8 @@ def resolve(study: Study, scale: Scale, presets: Mapping[str, Any]) -> list[Cell
         layers = (*study.layers(name), scale.run, overlay.run, overlay.row.get(name, {}))
         where = f"studies/{study.name}.yaml, row {name}, with scales/{scale.name}.yaml"
         run = build_run([_expand(layer, presets, where) for layer in layers], where)
-        cells.append(Cell(study.name, name, row.label, run, run_id(run)))
+        more = tuple(kind for kind in sorted(extra) if name in extra[kind])
+        cells.append(Cell(study.name, name, row.label, run, run_id(run), more))
     return cells
 
 

@@ -20,6 +20,8 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
 Folder = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./-]*[A-Za-z0-9_.-]$", max_length=200)]
 """A path that needs no quoting: it stands in file patterns and shell commands."""
+Extra = Literal["robustness", "detection"]
+"""Evaluations that only the rows have for which a study asks."""
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.+-]*$", max_length=80)]
 
 
@@ -220,6 +222,9 @@ class StudyOverlay(Model):
     rows: tuple[str, ...] = Field((), description="The rows run at this scale; empty: all.")
     run: dict[str, Any] = Field({}, description="Laid over every run of the study.")
     row: dict[str, dict[str, Any]] = Field({}, description="Laid over one row.")
+    evaluations: dict[Extra, tuple[str, ...]] = Field(
+        {}, description="Extra evaluation -> its rows at this scale, instead of the study's."
+    )
 
 
 class Scale(Model):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from peregrine.config.models import Model, Name, no_twins
+from peregrine.config.models import Extra, Model, Name, no_twins
 
 
 class Column(Model):
@@ -174,6 +174,9 @@ class Study(Model):
     figures: tuple[Figure, ...]
     claims: tuple[Claim, ...]
     assumptions: tuple[Assumption, ...]
+    evaluations: dict[Extra, tuple[str, ...]] = Field(
+        {}, description="Extra evaluation -> rows that have it, where the scale runs them."
+    )
 
     @field_validator("rows")
     @classmethod

@@ -13,9 +13,10 @@ from peregrine import files
 from peregrine.config import fingerprint
 from peregrine.config.check import READINGS
 from peregrine.errors import UserError
-from peregrine.frozen import NOT_AVAILABLE
+from peregrine.frozen import EXTRA, NOT_AVAILABLE, STEPS
 
 EVALUATIONS = ("linear", "knn", "clustering", "collapse")
+"""Evaluations of every row."""
 SECTIONS = {
     ("linear", "all"): "linear",
     ("linear", "few"): "few",
@@ -41,6 +42,7 @@ class Origin:
     data: str
     protocol: str
     protocol_digest: str
+    evaluations: tuple[str, ...] = EVALUATIONS
 
 
 @dataclass
@@ -62,7 +64,7 @@ def read_evaluations(place: Path, origin: Origin) -> Evaluations:
     """
     out = Evaluations()
     for reading in READINGS:
-        for kind in EVALUATIONS:
+        for kind in origin.evaluations:
             path = place / reading / f"{kind}-{origin.protocol}.json"
             if path.is_file():
                 _add(out, path, f"{reading}/{kind}", origin)
@@ -73,16 +75,21 @@ def read_evaluations(place: Path, origin: Origin) -> Evaluations:
 
 def _add(out: Evaluations, path: Path, name: str, origin: Origin) -> None:
     reading, _, kind = name.partition("/")
-    step = "diagnose" if kind == "collapse" else "evaluate"
     found, made = _identified(path, kind, origin)
-    why = _stale(found, made, origin, step)
+    why = _stale(found, made, origin, kind)
     if why:
         out.stale.append(f"{name} {why}")
         return
+    step = STEPS[kind]
     today = {
-        "extract": (made.get("extract"), fingerprint.fingerprint("extract", origin.method)),
-        step: (made.get("step"), fingerprint.fingerprint(step)),
+        step: (
+            made.get("step"),
+            fingerprint.fingerprint(step, origin.method if kind in EXTRA else None),
+        )
     }
+    if kind not in EXTRA:
+        now = fingerprint.fingerprint("extract", origin.method)
+        today = {"extract": (made.get("extract"), now), **today}
     for each, (then, now) in today.items():
         out.code[f"{each} code of {name}"] = str(then)
         if then != now and each not in out.older:
@@ -113,9 +120,10 @@ def _identified(path: Path, kind: str, origin: Origin) -> tuple[dict[str, Any], 
     return found, made or {}
 
 
-def _stale(found: Mapping[str, Any], made: Mapping[str, Any], origin: Origin, step: str) -> str:
+def _stale(found: Mapping[str, Any], made: Mapping[str, Any], origin: Origin, kind: str) -> str:
     """Why the numbers may not be used, and what to rerun; empty if they may."""
-    again = f"rerun extract and {step}"
+    step = STEPS[kind]
+    again = f"rerun {step}" if kind in EXTRA else f"rerun extract and {step}"
     if not made:
         return f"does not say what it was made of, {again}"
     as_ended = found.get("status") in (origin.status, NOT_AVAILABLE)

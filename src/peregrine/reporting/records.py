@@ -237,6 +237,7 @@ def read_seed(
         trained_on,
         project.scale.protocol,
         digest(project.protocol),
+        (*EVALUATIONS, *cell.evaluations),
     )
 
     key = (cell.study, cell.row, cell.label, cell.id, seed)
@@ -246,7 +247,7 @@ def read_seed(
         values.append(Measurement(*key, "released", "online", ONLINE_PROBE, float(online)))
     unread = [
         kind
-        for kind in EVALUATIONS
+        for kind in origin.evaluations
         if not (place / "corrected" / f"{kind}-{origin.protocol}.json").is_file()
     ]
     older = _older(origin.method, code, parts)
