@@ -10,11 +10,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from peregrine.config.load import Project, read_yaml, validate
-from peregrine.config.models import Model, Name, Probability, Strength, no_twins
+from peregrine.config.models import (
+    Config,
+    Model,
+    Name,
+    Probability,
+    Scale,
+    Strength,
+    no_twins,
+)
 from peregrine.errors import UserError
 
 Side = Annotated[int, Field(ge=16, le=4096)]
+HEADS = {"resnet8": ("c4",), "resnet18": ("c4", "fpn"), "resnet50": ("c4", "fpn")}
+"""Backbone -> heads; resnet8 halves the image twice and has one map, vit_small has no stages."""
 Splits = Annotated[tuple[Annotated[str, Field(pattern=r"^[\w./-]+$")], ...], Field(min_length=1)]
 
 
@@ -107,29 +116,37 @@ class Planned:
     folder: Path
 
 
-def load_detection(folder: Path, project: Project) -> Planned | None:
+def plan(file: DetectionFile, path: Path, scale: Scale, config: Config) -> Planned | None:
     """What a scale detects; None where it names no detection, or config.yaml no data for it.
 
     Raises:
-        UserError: detection.yaml is missing or not valid, or a name is unknown.
+        UserError: a name is unknown.
     """
-    name, places = project.scale.detection, project.config.detection_data
-    if name is None and not places:
-        return None
-    path = folder / "detection.yaml"
-    known = validate(DetectionFile, read_yaml(path), str(path))
-    for each in places:
-        if each not in known.data:
+    for each in config.detection_data:
+        if each not in file.data:
             raise UserError(
-                f"config.yaml: detection_data names '{each}'; {path} has {', '.join(known.data)}"
+                f"config.yaml: detection_data names '{each}'; {path} has {', '.join(file.data)}"
             )
-    if name is not None and name not in known.detections:
-        raise UserError(
-            f"scale {project.scale.name}: detection '{name}' is not in {path};"
-            f" it has {', '.join(known.detections)}"
-        )
-    if name is None or known.detections[name].data not in places:
+    name = scale.detection
+    if name is None:
         return None
-    detection = known.detections[name]
-    chosen = Chosen(data=known.data[detection.data], detection=detection)
-    return Planned(name, chosen, Path(places[detection.data]).expanduser())
+    if name not in file.detections:
+        raise UserError(
+            f"scale {scale.name}: detection '{name}' is not in {path};"
+            f" it has {', '.join(file.detections)}"
+        )
+    detection = file.detections[name]
+    if detection.data not in config.detection_data:
+        return None
+    place = Path(config.detection_data[detection.data]).expanduser()
+    return Planned(name, Chosen(data=file.data[detection.data], detection=detection), place)
+
+
+def check_backbone(backbone: str, head: str, where: str) -> None:
+    """Raises UserError where a detector with this head cannot be built on the backbone."""
+    if head not in HEADS.get(backbone, ()):
+        fit = [name for name, heads in HEADS.items() if head in heads]
+        raise UserError(
+            f"{where}: no {head} detector on {backbone}, only on {', '.join(fit)};"
+            " take the row out of evaluations: detection, or choose another head"
+        )

@@ -123,9 +123,7 @@ def _part(listed: list[tuple[str, Path]], data: BoxData) -> Part:
     return out
 
 
-def _example(
-    name: str, tree: Path, path: Path, text: bytes, data: BoxData, out: Part
-) -> Example:
+def _example(name: str, tree: Path, path: Path, text: bytes, data: BoxData, out: Part) -> Example:
     """An annotation; what it has but should not is counted in `out`."""
     try:
         # No document type: entities could name other files, or grow without bound.
