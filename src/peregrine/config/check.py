@@ -56,6 +56,7 @@ METRICS = frozenset(
         *(f"{curve}_k{k}" for curve in MIXTURE_CURVES for k in MIXTURES),
         *_names("collapse/codes", "c n usage_entropy+ceiling+ratio occupied+ceiling+random"),
         *_names("collapse/codes", "dead+floor+share+share_floor soft_entropy+ceiling+ratio"),
+        *_names("detection", "AP AP50 AP75 AP07 loss"),
     ]
 )
 """Metrics of metrics.csv."""

@@ -74,6 +74,7 @@ class Figure(Model):
         "mixture",
         "matrices",
         "map",
+        "detections",
     ]
     title: str
     caption: str

@@ -30,7 +30,7 @@ from peregrine.frozen import joined, weight_facts, write_result
 from peregrine.pretrain.device import set_precision
 from peregrine.streams import generator, seeded_init
 
-CHECKPOINT = 250
+CHECKPOINT = 100
 """Iterations between checkpoints."""
 READERS = 2
 """Threads that decode images ahead of the training."""

@@ -17,7 +17,8 @@ from peregrine.config.load import Cell, Project
 from peregrine.config.study import Figure, Panel, Study
 from peregrine.reporting.drawing import render
 from peregrine.reporting.map import map_pixels
-from peregrine.reporting.marks import PIXELS, Mark, Pixel, Source
+from peregrine.reporting.marks import FIELDS, PIXELS, Box, Mark, Pixel, Source
+from peregrine.reporting.photographs import boxes, sheet
 from peregrine.reporting.records import from_csv
 from peregrine.reporting.statistics import estimate, paired
 from peregrine.reporting.styles import styles
@@ -62,11 +63,12 @@ def draw_figures(project: Project, study: str, results: Path) -> list[Path]:
             path.unlink()
     for figure in plan.figures:
         marks = [_rounded(mark) for mark in MARKS[figure.kind](figure, source)]
-        fields = Pixel._fields if figure.kind in PIXELS else Mark._fields
+        fields = FIELDS.get(figure.kind, Mark._fields)
         frame = pd.DataFrame(marks, columns=fields)
         files.write_csv(folder / "figures" / "data" / f"{figure.id}.csv", fields, marks)
         notes = _notes(figure, plan, source, frame)
-        for suffix, data in render(figure, frame, looks, notes).items():
+        photographs = figure.kind == "detections" and sheet(figure, source)
+        for suffix, data in (photographs or render(figure, frame, looks, notes)).items():
             files.write_bytes(folder / "figures" / f"{figure.id}.{suffix}", data)
     return [folder / name for figure in plan.figures for name in pictures(figure.id)]
 
@@ -78,7 +80,7 @@ def _rows(figure: Figure) -> Iterator[str]:
         yield figure.untrained
 
 
-def _rounded(mark: Mark | Pixel) -> Mark | Pixel:
+def _rounded(mark: Mark | Pixel | Box) -> Mark | Pixel | Box:
     def short(number):
         return float(f"{number:.{DIGITS}g}") if isinstance(number, float) else number
 
@@ -228,6 +230,7 @@ MARKS: dict[str, Callable[[Figure, Source], Iterator[Mark]]] = {
     "spectrum": _spectrum,
     "mixture": _mixture,
     "matrices": _matrices,
+    "detections": boxes,
     "map": lambda figure, source: map_pixels(_present(figure, source), source),
 }
 
