@@ -31,9 +31,7 @@ def test_overlap():
 def test_two_objects_three_detections():
     """Best first: a hit, a miss, a hit with IoU 31/50 = .62, so below threshold .65."""
     objects = truth([0, 0, 50, 50], [100, 100, 150, 150])
-    seen = found(
-        (0.7, [100, 100, 150, 131]), (0.9, [0, 0, 50, 50]), (0.8, [300, 300, 350, 350])
-    )
+    seen = found((0.7, [100, 100, 150, 131]), (0.9, [0, 0, 50, 50]), (0.8, [300, 300, 350, 350]))
     # Precision 1 up to recall 1/2, 2/3 up to 1: of COCO's levels 51 and 50, of VOC's 6 and 5.
     both, one = (51 + 50 * 2 / 3) / 101, 51 / 101
     got = scores([objects], [seen])
