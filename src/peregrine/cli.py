@@ -138,10 +138,9 @@ def extract(
     from peregrine.evaluation.features import forget_checkpoint
 
     project, folders, data, place = with_data(run, seed, config, scale, device)
-    fixed = project.protocol
-    sizes = fixed.embedding_sample, fixed.view_sample, fixed.centre_share
+    of = project.protocol
     for folder in folders:
-        step(folder, data, place, *sizes)
+        step(folder, data, place, of.embedding_sample, of.view_sample, of.centre_share)
     for folder in folders:
         forget_checkpoint(folder)
 
@@ -352,8 +351,8 @@ def with_data(
     folders = trained(project, run, seeds)
     set_threads(project.scale.training_threads)
     part = project.run(run).dataset
-    path = Path(project.config.results) / "data" / f"{part.name}.safetensors"
-    return project, folders, load_data(path, part), pick_device(device)
+    data = load_data(Path(project.config.results) / "data" / f"{part.name}.safetensors", part)
+    return project, folders, data, pick_device(device)
 
 
 def trained(project: "Project", run: str, seeds: list[int]) -> list[Path]:

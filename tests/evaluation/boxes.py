@@ -8,7 +8,7 @@ OBJECT = """<object><name>{}</name><difficult>{}</difficult><bndbox><xmin>{}</xm
 
 
 def write_image(tree, name, objects, size=(48, 32), text=None):
-    """A JPEG with a bright patch at each object (kind, difficult, x1, y1, x2, y2), pixels from 1."""
+    """A JPEG, bright at each object (kind, difficult, x1, y1, x2, y2), pixels counted from 1."""
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (tree / folder).mkdir(parents=True, exist_ok=True)
     pixels = np.full((size[1], size[0], 3), 40, np.uint8)

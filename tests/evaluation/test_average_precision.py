@@ -87,7 +87,7 @@ def test_classes_and_images_are_kept_apart():
 
 
 def jittered(seed, images=12, classes=3):
-    """Objects with jittered, missed, doubled and chance detections, on integers, scores with ties."""
+    """Objects with jittered, missed, doubled and chance detections; integers, scores with ties."""
     random = np.random.default_rng(seed)
 
     def anywhere(count, least, most):
@@ -112,9 +112,9 @@ def jittered(seed, images=12, classes=3):
     return truths, detections
 
 
-# COCOeval of pycocotools 2.0.11 on the same boxes, difficult ones with an area outside of its range,
-# which is how it knows objects to be ignored that are no crowds. Over 300 such cases the largest
-# difference was 2.3e-16.
+# COCOeval of pycocotools 2.0.11 on the same boxes, difficult ones with an area outside of its
+# range, which is how it knows objects to be ignored that are no crowds. Over 300 such cases the
+# largest difference was 2.3e-16.
 COCOEVAL = [
     [0.17943130579814023, 0.3665331173315843, 0.08945919385914153],
     [0.15233714851299493, 0.3287059663795735, 0.11353849670681351],

@@ -100,9 +100,7 @@ BOMB = """<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]>
         (lambda t: (t / "JPEGImages/three.jpg").unlink(), "three.jpg cannot be read"),
         (lambda t: (t / "JPEGImages/three.jpg").write_bytes(b"GIF"), "three.jpg cannot be read"),
         (
-            lambda t: write_image(
-                t, "three", [("cat", 0, "x", 1, 2, 3)][:0], text="<a><object/></a>"
-            ),
+            lambda t: write_image(t, "three", [], text="<a><object/></a>"),
             "three.xml: an object lacks one of xmin, ymin, xmax, ymax",
         ),
     ],
@@ -123,7 +121,7 @@ def test_a_name_to_drop_must_be_there(tree):
 
 def test_an_image_cut_short_is_named_when_it_is_decoded(tree):
     path = tree / "JPEGImages" / "three.jpg"
-    path.write_bytes(path.read_bytes()[:400])
+    path.write_bytes(path.read_bytes()[:-60])
     example = read(tree, data())[1].examples[0]
     with pytest.raises(UserError, match="three.jpg is no whole image"):
         example.pixels()
