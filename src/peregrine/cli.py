@@ -14,7 +14,10 @@ from typer.exceptions import TyperException
 from peregrine.errors import REMEDIES, UserError, out_of_memory, refusal
 
 if TYPE_CHECKING:
+    import torch
+
     from peregrine.config.load import Project
+    from peregrine.data.prepare import Prepared
 
 app = typer.Typer(
     help="""Rerun FALCON / CPLearn and Feature Augmentation, step by step.
@@ -106,7 +109,7 @@ def pretrain(
 
     project = load(config, scale=scale)
     chosen = project.run(run)
-    known_seeds(project, run, seed)
+    project.check_seeds(run, seed)
     results = Path(project.config.results)
     set_threads(project.scale.training_threads)
     data = load_data(results / "data" / f"{chosen.dataset.name}.safetensors", chosen.dataset)
@@ -131,21 +134,13 @@ def extract(
 
     Reads the weights and the data; writes results/runs/RUN/seed-N/corrected/features.safetensors.
     """
-    from peregrine.config.load import load
-    from peregrine.data.prepare import load as load_data
     from peregrine.evaluation.features import extract as step
     from peregrine.evaluation.features import forget_checkpoint
-    from peregrine.pretrain.device import pick_device, set_threads
 
-    project = load(config, scale=scale)
-    folders = trained(project, run, seed)
-    set_threads(project.scale.training_threads)
-    part = project.run(run).dataset
-    data = load_data(Path(project.config.results) / "data" / f"{part.name}.safetensors", part)
+    project, folders, data, place = with_data(run, seed, config, scale, device)
+    of = project.protocol
     for folder in folders:
-        fixed = project.protocol
-        sizes = fixed.embedding_sample, fixed.view_sample, fixed.centre_share
-        step(folder, data, pick_device(device), *sizes)
+        step(folder, data, place, of.embedding_sample, of.view_sample, of.centre_share)
     for folder in folders:
         forget_checkpoint(folder)
 
@@ -198,18 +193,30 @@ def robustness(
 
     Reads the weights and the data; writes corrected/robustness-PROTOCOL.json.
     """
-    from peregrine.config.load import load
-    from peregrine.data.prepare import load as load_data
     from peregrine.evaluation.robustness import robustness as step
-    from peregrine.pretrain.device import pick_device, set_threads
 
-    project = load(config, scale=scale)
-    folders = trained(project, run, seed)
-    set_threads(project.scale.training_threads)
-    part = project.run(run).dataset
-    data = load_data(Path(project.config.results) / "data" / f"{part.name}.safetensors", part)
+    project, folders, data, place = with_data(run, seed, config, scale, device)
     for folder in folders:
-        step(folder, data, pick_device(device), project.scale.protocol, project.protocol)
+        step(folder, data, place, project.scale.protocol, project.protocol)
+
+
+@app.command(rich_help_panel=STEPS)
+def detect(
+    run: RunId,
+    seed: Seeds,
+    config: Configuration = Path("config"),
+    scale: ScaleName = None,
+    device: Device = "auto",
+) -> None:
+    """Fine-tune a detector from the weights and score its boxes; a killed one goes on.
+
+    Reads the weights and detection_data; writes corrected/detection-PROTOCOL.json and .png.
+    """
+    from peregrine.evaluation.detection import detect as step
+
+    project, folders, data, place = with_data(run, seed, config, scale, device)
+    for folder in folders:
+        step(folder, data, place, project.detection, project.scale.protocol)
 
 
 @app.command(rich_help_panel=SUMMARY)
@@ -332,11 +339,27 @@ def schema() -> None:
     print(json.dumps(generate(), indent=2))
 
 
+def with_data(
+    run: str, seeds: list[int], config: Path, scale: str | None, device: str
+) -> tuple["Project", list[Path], "Prepared", "torch.device"]:
+    """(project, folders of trained seeds, data of the run, device); sets the scale's threads."""
+    from peregrine.config.load import load
+    from peregrine.data.prepare import load as load_data
+    from peregrine.pretrain.device import pick_device, set_threads
+
+    project = load(config, scale=scale)
+    folders = trained(project, run, seeds)
+    set_threads(project.scale.training_threads)
+    part = project.run(run).dataset
+    data = load_data(Path(project.config.results) / "data" / f"{part.name}.safetensors", part)
+    return project, folders, data, pick_device(device)
+
+
 def trained(project: "Project", run: str, seeds: list[int]) -> list[Path]:
     """Folders of trained seeds, each of which must hold the run and seed that its path says."""
     from peregrine.frozen import read_outcome
 
-    known_seeds(project, run, seeds)
+    project.check_seeds(run, seeds)
     folders = [seed_folder(Path(project.config.results), run, each) for each in seeds]
     for folder, seed in zip(folders, seeds):
         outcome = read_outcome(folder)
@@ -345,14 +368,6 @@ def trained(project: "Project", run: str, seeds: list[int]) -> list[Path]:
                 f"{folder} holds run {outcome['run']}, seed {outcome['seed']}; move it away"
             )
     return folders
-
-
-def known_seeds(project: "Project", run: str, seeds: list[int]) -> None:
-    """Refuse a run or a seed that the scale does not have."""
-    project.run(run)
-    for seed in seeds:
-        if seed not in project.scale.seeds:
-            raise UserError(f"--seed {seed}: scale {project.scale.name} has {project.scale.seeds}")
 
 
 def seed_folder(results: Path, run: str, seed: int) -> Path:

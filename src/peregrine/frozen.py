@@ -13,7 +13,7 @@ import numpy as np
 
 from peregrine.config.fingerprint import fingerprint
 from peregrine.config.identity import digest
-from peregrine.config.models import Extra, Protocol
+from peregrine.config.models import Extra, Model
 from peregrine.errors import UserError
 from peregrine.files import read_json, read_tensors, sha256, write_json
 
@@ -100,7 +100,7 @@ def write_result(
     folder: Path,
     reading: str,
     kind: str,
-    protocol: tuple[str, Protocol],
+    protocol: tuple[str, Model],
     facts: Mapping[str, str],
     result: Mapping[str, Any],
 ) -> None:
@@ -108,14 +108,16 @@ def write_result(
 
     Args:
         folder, reading: where; `kind` is a key of STEPS.
-        protocol: its name and values.
-        facts: of the features; of EXTRA those of `weight_facts`.
+        protocol: its name and values; of detection the values of its own.
+        facts: of the features; of EXTRA those of `weight_facts`, of detection with `images`, the
+            sum of the images that it saw besides.
         result: the numbers.
     """
     name, values = protocol
     origin = {"weights": facts["weights"], "data": facts["data"], "protocol": digest(values)}
     if kind in EXTRA:
         origin["step"] = fingerprint(STEPS[kind], facts["method"])
+        origin |= {key: facts[key] for key in ("images",) if key in facts}
     else:
         origin["step"] = fingerprint(STEPS[kind])
         origin |= {"extract": facts["code"], "features": sha256(folder / reading / FEATURES)}

@@ -17,6 +17,7 @@ from peregrine.diagnostics.geometry import geometry_report
 from peregrine.diagnostics.mixture import mixture_report
 from peregrine.diagnostics.released import released_report
 from peregrine.errors import UserError
+from peregrine.evaluation.average_precision import average_precision
 from peregrine.evaluation.clustering import cluster_scores
 from peregrine.evaluation.knn import knn_classify
 from peregrine.evaluation.linear import few_label_probe, linear_probe
@@ -167,6 +168,8 @@ def test_the_metrics_are_those_that_the_evaluations_return():
         "kmeans": scores,
         "codes": scores,
         "robustness": robust,
+        "detection": {key: 0.5 for key in average_precision([], [], ()) if key != "per_class"}
+        | {"loss": 0.5},
         "collapse": collapse_report(x, x, codes, np.full(8, 1 / 8), 8, y)
         | released_report(x, codes, 8, MIXTURES, sample=600, seed=0)
         | {

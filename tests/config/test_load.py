@@ -189,19 +189,20 @@ def test_rows_of_a_scale(edit):
 
 
 def test_extra_evaluations_are_of_the_rows_that_are_run(edit):
+    """Detection has no data here and is dropped; see test_detection.py."""
     asked = {"robustness": ["first", "nan"], "detection": ["nan"]}
     folder = edit(STUDY, "evaluations", asked)
 
     def found():
         return {row: cell.evaluations for row, cell in load(folder).of("one").items()}
 
-    assert found() == {"first": ("robustness",), "nan": ("detection", "robustness")}
+    assert found() == {"first": ("robustness",), "nan": ("robustness",)}
     edit(SCALE, "studies/one/rows", ["first"])
     assert found() == {"first": ("robustness",)}
     edit(SCALE, "studies/one/evaluations", {"robustness": []})
     assert found() == {"first": ()}
     edit(SCALE, "studies/one/evaluations", {"detection": ["first"]})
-    assert found() == {"first": ("detection", "robustness")}
+    assert found() == {"first": ("robustness",)}
     assert "no row 'x'" in refusal(edit(SCALE, "studies/one/evaluations", {"detection": ["x"]}))
     edit(SCALE, "studies/one/evaluations", {})
     message = refusal(edit(STUDY, "evaluations", {"detection": ["fist"]}))

@@ -92,8 +92,8 @@ def test_a_figure_over_an_option_needs_two_of_its_values():
 
 def test_what_is_left_out_is_named():
     every = [table(id="a", title="A - one"), table(id="b", title="B"), table(id="c", title="C")]
-    assert left_out(every, every, "demo") == ""
-    assert left_out(every, every[1:2], "demo") == (
+    assert left_out(every, every, "demo", {}) == ""
+    assert left_out(every, every[1:2], "demo", {}) == (
         "Left out, because scale demo runs too few of their rows: A \u2013 one; C."
     )
 

@@ -67,6 +67,7 @@ METRICS = frozenset(
             for what in ("cosine", "changed", "purity")
         ),
         *_names("collapse/codes", "dead+floor+share+share_floor soft_entropy+ceiling+ratio"),
+        *_names("detection", "AP AP50 AP75 AP07 loss"),
     ]
 )
 """Metrics of metrics.csv."""

@@ -35,6 +35,7 @@ STEPS = {
     "evaluate": ("peregrine.evaluation.evaluate",),
     "diagnose": ("peregrine.diagnostics.diagnose",),
     "robustness": ("peregrine.evaluation.robustness",),
+    "detect": ("peregrine.evaluation.detection",),
     "collect": ("peregrine.reporting.collect", "peregrine.reporting.figures"),
     "report": ("peregrine.reporting.report",),
     "theory": ("peregrine.theory.study",),

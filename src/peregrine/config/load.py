@@ -7,7 +7,7 @@ scale.studies[study].row[row].
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from peregrine.config.check import check_study
+from peregrine.config.detection import DetectionFile, Planned, check_backbone, plan
 from peregrine.config.expand import expand
 from peregrine.config.identity import run_id
 from peregrine.config.models import Config, Model, Protocol, Run, Scale, StudyOverlay
@@ -152,6 +153,7 @@ class Project:
     protocol: Protocol
     studies: dict[str, Study]
     cells: tuple[Cell, ...]
+    detection: Planned | None = None
 
     def runs(self) -> dict[str, Run]:
         """All runs by id; a run that several rows share stands once."""
@@ -169,6 +171,13 @@ class Project:
                 f"run '{run_id}' is none of the {len(runs)} runs of scale {self.scale.name}"
             )
         return runs[run_id]
+
+    def check_seeds(self, run: str, seeds: Iterable[int]) -> None:
+        """Raises UserError for a run or a seed that the scale does not have."""
+        self.run(run)
+        for seed in seeds:
+            if seed not in self.scale.seeds:
+                raise UserError(f"--seed {seed}: scale {self.scale.name} has {self.scale.seeds}")
 
     def study(self, name: str) -> Study:
         """A configured study by name."""
@@ -214,7 +223,28 @@ def load(folder: Path = Path("config"), **overrides: Any) -> Project:
         study_path = folder / "studies" / f"{name}.yaml"
         studies[name] = read_study(study_path)
         cells += resolve(studies[name], scale, presets)
-    return Project(config, scale, protocol, studies, tuple(cells))
+    detection = _detection(folder, scale, config)
+    cells = [_with_detection(cell, detection) for cell in cells]
+    return Project(config, scale, protocol, studies, tuple(cells), detection)
+
+
+def _detection(folder: Path, scale: Scale, config: Config) -> Planned | None:
+    if scale.detection is None and not config.detection_data:
+        return None
+    path = folder / "detection.yaml"
+    return plan(validate(DetectionFile, read_yaml(path), str(path)), path, scale, config)
+
+
+def _with_detection(cell: Cell, planned: Planned | None) -> Cell:
+    """The row, which transfers to detection only where there are data for it."""
+    if "detection" not in cell.evaluations:
+        return cell
+    if planned is None:
+        others = tuple(kind for kind in cell.evaluations if kind != "detection")
+        return replace(cell, evaluations=others)
+    where = f"studies/{cell.study}.yaml, row {cell.row}"
+    check_backbone(cell.run.backbone.name, planned.chosen.detection.head, where)
+    return cell
 
 
 def read_study(path: Path) -> Study:

@@ -264,6 +264,7 @@ class Scale(Model):
     run: dict[str, Any] = Field({}, description="Laid over every run.")
     studies: dict[str, StudyOverlay] = {}
     theory: dict[str, Any] = Field({}, description="Laid over the sizes of theory.yaml.")
+    detection: Name | None = Field(None, description="A detection of config/detection.yaml.")
 
     @model_validator(mode="after")
     def _seeds(self) -> "Scale":
@@ -328,6 +329,9 @@ class Config(Model):
     )
     sources: dict[Name, SourceSpec] = Field(
         {}, description="Data set -> where its raw files are, if not in the common folder."
+    )
+    detection_data: dict[Name, Annotated[str, Field(min_length=1)]] = Field(
+        {}, description="Data set of detection.yaml -> its folder; detection runs only with it."
     )
     results: Folder = Field("results", description="Folder of data, runs and tables.")
     reports: Folder = Field("reports", description="Folder of notebooks, pages and PDFs.")

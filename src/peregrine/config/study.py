@@ -80,6 +80,7 @@ class Figure(Model):
         "mixture",
         "matrices",
         "map",
+        "detections",
     ]
     title: str
     caption: str

@@ -205,6 +205,7 @@ def _measured(test: Test, evidence: Evidence) -> Iterator[Finding]:
     remark = f"not run at scale {evidence.scale}" if absent else ""
     if absent and here:
         remark += f": {', '.join(absent)}"
+    remark = "; ".join(filter(None, [remark, evidence.unplanned(test.metric)]))
     if test.kind in ("above", "below") and here:
         for row in here:
             label = f"{test.label}: {evidence.cells[row].label}"

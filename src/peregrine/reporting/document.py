@@ -7,7 +7,7 @@ recomputes. Both stand in reports/{scale}/{study}.json, so no number is typed tw
 import csv
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,8 +96,8 @@ def document(project: Project, study: Study, collected: Collected, config: Path)
                 for figure in figures
             ],
             "left_out": {
-                "tables": left_out(study.tables, tables, scale),
-                "figures": left_out(study.figures, figures, scale),
+                "tables": left_out(study.tables, tables, scale, cells),
+                "figures": left_out(study.figures, figures, scale, cells),
             },
             "assumptions": [
                 {key: prose(text) for key, text in assumption.model_dump().items()}
@@ -113,8 +113,7 @@ def document(project: Project, study: Study, collected: Collected, config: Path)
             "runs": _runs(collected.runs),
             "protocol": project.scale.protocol,
             "knobs": [
-                [named(key.replace("_", " ")), plain(value)]
-                for key, value in project.protocol.model_dump(mode="json").items()
+                [named(key.replace("_", " ")), plain(value)] for key, value in _knobs(project)
             ],
             "files": [
                 item
@@ -123,6 +122,17 @@ def document(project: Project, study: Study, collected: Collected, config: Path)
             ],
         },
     }
+
+
+def _knobs(project: Project) -> Iterator[tuple[str, Any]]:
+    """What was fixed before results: the protocol, and the detection where one is run."""
+    yield from project.protocol.model_dump(mode="json").items()
+    if project.detection is not None:
+        yield "detection", project.detection.name
+        for part in (project.detection.chosen.data, project.detection.chosen.detection):
+            for key, value in part.model_dump(mode="json").items():
+                if value not in (None, [], ""):
+                    yield f"detection {key}", value
 
 
 def _check(project: Project, study: Study, collected: Collected) -> None:

@@ -43,6 +43,8 @@ class Origin:
     protocol: str
     protocol_digest: str
     evaluations: tuple[str, ...] = EVALUATIONS
+    own_digests: Mapping[str, str] = field(default_factory=dict)
+    """Of evaluations that the protocol does not fix: what does, in its place."""
 
 
 @dataclass
@@ -94,6 +96,8 @@ def _add(out: Evaluations, path: Path, name: str, origin: Origin) -> None:
         out.code[f"{each} code of {name}"] = str(then)
         if then != now and each not in out.older:
             out.older.append(each)
+    if "images" in made:
+        out.code[f"images of {name}"] = str(made["images"])
     if found["status"] == NOT_AVAILABLE and reading not in out.not_available:
         out.not_available.append(reading)
     for key, value in found.items():
@@ -131,7 +135,7 @@ def _stale(found: Mapping[str, Any], made: Mapping[str, Any], origin: Origin, ki
         return f"is of other weights, {again}"
     if made.get("data") != origin.data:
         return f"is of other data, {again}"
-    if made.get("protocol") != origin.protocol_digest:
+    if made.get("protocol") != origin.own_digests.get(kind, origin.protocol_digest):
         return f"is of another protocol '{origin.protocol}', rerun {step}"
     return ""
 

@@ -19,7 +19,8 @@ from peregrine.config.study import Figure, Panel, Study
 from peregrine.frozen import EXTRA
 from peregrine.reporting.drawing import render
 from peregrine.reporting.map import map_pixels
-from peregrine.reporting.marks import PIXELS, Mark, Pixel, Source
+from peregrine.reporting.marks import FIELDS, PIXELS, Box, Mark, Pixel, Source
+from peregrine.reporting.photographs import boxes, sheet
 from peregrine.reporting.records import from_csv
 from peregrine.reporting.scope import measured
 from peregrine.reporting.statistics import estimate, paired
@@ -67,11 +68,12 @@ def draw_figures(project: Project, study: str, results: Path) -> list[Path]:
         metrics = [panel.metric for panel in figure.panels]
         source = replace(every, cells=measured(metrics, every.cells))
         marks = [_rounded(mark) for mark in MARKS[figure.kind](figure, source)]
-        fields = Pixel._fields if figure.kind in PIXELS else Mark._fields
+        fields = FIELDS.get(figure.kind, Mark._fields)
         frame = pd.DataFrame(marks, columns=fields)
         files.write_csv(folder / "figures" / "data" / f"{figure.id}.csv", fields, marks)
         notes = _notes(figure, plan, source, frame)
-        for suffix, data in render(figure, frame, looks, notes).items():
+        photographs = figure.kind == "detections" and sheet(figure, source)
+        for suffix, data in (photographs or render(figure, frame, looks, notes)).items():
             files.write_bytes(folder / "figures" / f"{figure.id}.{suffix}", data)
     return [folder / name for figure in plan.figures for name in pictures(figure.id)]
 
@@ -83,7 +85,7 @@ def _rows(figure: Figure) -> Iterator[str]:
         yield figure.untrained
 
 
-def _rounded(mark: Mark | Pixel) -> Mark | Pixel:
+def _rounded(mark: Mark | Pixel | Box) -> Mark | Pixel | Box:
     def short(number):
         return float(f"{number:.{DIGITS}g}") if isinstance(number, float) else number
 
@@ -264,6 +266,7 @@ MARKS: dict[str, Callable[[Figure, Source], Iterator[Mark]]] = {
     "spectrum": _spectrum,
     "mixture": _mixture,
     "matrices": _matrices,
+    "detections": boxes,
     "map": lambda figure, source: map_pixels(_present(figure, source), source),
 }
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -47,8 +47,27 @@ class Pixel(NamedTuple):
     value: float
 
 
-PIXELS = ("matrices", "map")
-"""Kinds of figures that are made of pixels, all of one seed."""
+class Box(NamedTuple):
+    """An object in a test image, or what the detector found; edges in px of the image."""
+
+    panel: str
+    label: str
+    kind: str  # object; seed for what that seed's detector found
+    seed: int
+    image: str
+    place: int  # of its class in the list of classes, from 1
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    value: float | str  # score of what was found
+
+
+PIXELS = ("matrices", "map", "detections")
+"""Kinds of figures that show one seed."""
+
+FIELDS = {"matrices": Pixel._fields, "map": Pixel._fields, "detections": Box._fields}
+"""Columns of figures/data/*.csv, where they are not those of `Mark`."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +115,20 @@ class Source:
                 arrays, _ = files.read_tensors(place / MATRICES)
                 if arrays:
                     return seed, arrays
+        return None
+
+    def detections(self, row: str) -> tuple[int, dict[str, Any], bytes] | None:
+        """(seed, evaluation, PNG) of the first seed with pictures; none for mixed seeds."""
+        states = {run.seed: run.status for run in self.records.seeds(row)}
+        asked = row in self.cells and "detection" in self.cells[row].evaluations
+        for seed in self.seeds if asked and not self.records.mixed(row) else ():
+            place = self.runs / self.cells[row].id / f"seed-{seed}" / "corrected"
+            record = place / f"detection-{self.protocol}.json"
+            if states.get(seed) != "stale" and record.is_file():
+                found = files.read_json(record)
+                if found.get("shown"):
+                    verify(record.with_suffix(".png"), found["picture_sha256"], "detect")
+                    return seed, found, record.with_suffix(".png").read_bytes()
         return None
 
     def _verify(self, place: Path, name: str) -> None:

@@ -6,7 +6,7 @@ is computed from them alone, so a reader who has the two files can recompute all
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from peregrine.config.identity import digest
 from peregrine.config.load import Cell, Project
 from peregrine.config.study import Study
 from peregrine.errors import UserError
-from peregrine.frozen import data_of, weights_of
+from peregrine.frozen import EXTRA, data_of, weights_of
 from peregrine.reporting.evaluations import EVALUATIONS, Origin, read_evaluations, verify
 from peregrine.reporting.published import Cells, read_csv
 
@@ -127,6 +127,18 @@ class Evidence:
     scale: str
     protocol: str
     overlaid: frozenset[str] = frozenset()  # rows whose run scale paper changes
+
+    def unplanned(self, metric: str) -> str:
+        """Why no row at all is to have a metric; empty where one is."""
+        return unplanned(metric, self.cells.values())
+
+
+def unplanned(metric: str, cells: Iterable[Cell]) -> str:
+    """Why none of the rows is to have a metric of an extra evaluation; empty where one is."""
+    kind = metric.partition("/")[0]
+    if kind not in EXTRA or any(kind in cell.evaluations for cell in cells):
+        return ""
+    return "no detection data configured" if kind == "detection" else f"no row has {kind}"
 
 
 def read_records(project: Project, study: str, results: Path) -> Records:
@@ -238,6 +250,7 @@ def read_seed(
         project.scale.protocol,
         digest(project.protocol),
         (*EVALUATIONS, *cell.evaluations),
+        {"detection": digest(project.detection.chosen)} if project.detection else {},
     )
 
     key = (cell.study, cell.row, cell.label, cell.id, seed)

@@ -10,6 +10,7 @@ from peregrine.config.load import Cell
 from peregrine.config.study import Figure, Table
 from peregrine.frozen import EXTRA
 from peregrine.reporting.published import Cells
+from peregrine.reporting.records import unplanned
 from peregrine.reporting.words import prose
 
 Rows = Mapping[str, Cell]
@@ -79,8 +80,19 @@ def _own(rows: Iterable[str], baseline: Mapping[str, str], cells: Rows) -> list[
     return [row for row in rows if row in cells and row not in only and cells[row].run.epochs]
 
 
-def left_out(every: Sequence[Titled], shown: Sequence[Titled], scale: str) -> str:
-    """A sentence on what was left out; empty if nothing was."""
-    titles = [prose(each.title) for each in every if each not in shown]
-    few = f"Left out, because scale {scale} runs too few of their rows: "
-    return f"{few}{'; '.join(titles)}." if titles else ""
+def unplanned_all(metrics: Sequence[str], cells: Rows) -> str:
+    """Why no row is to have any of the metrics; empty where one is to have one."""
+    reasons = [unplanned(metric, cells.values()) for metric in metrics]
+    return reasons[0] if all(reasons) else ""
+
+
+def left_out(every: Sequence[Titled], shown: Sequence[Titled], scale: str, cells: Rows) -> str:
+    """A sentence on what was left out for each reason; empty if nothing was."""
+    out: dict[str, list[str]] = {}
+    for each in every:
+        if each not in shown:
+            parts = each.columns if isinstance(each, Table) else each.panels
+            why = unplanned_all([part.metric for part in parts], cells)
+            why = why or f"because scale {scale} runs too few of their rows"
+            out.setdefault(why, []).append(prose(each.title))
+    return " ".join(f"Left out, {why}: {'; '.join(each)}." for why, each in out.items())

@@ -104,7 +104,7 @@ def _cell(table: Table, row: str, column: Column, evidence: Evidence) -> TableCe
         gain = estimate(list(paired(values, others).values()))
     not_available = records.not_available(row, column.metric, column.reading)
     verdict, bias = _verdict(table, row, values, known, evidence)
-    remarks = list(_remarks(row, values, evidence))
+    remarks = list(_remarks(row, column.metric, values, evidence))
     if not_available and not records.mixed(row):
         verdict, bias, remarks = NOT_AVAILABLE, None, []
     if bias is not None:
@@ -172,7 +172,9 @@ def _as_declared(row: str, evidence: Evidence) -> bool:
     return evidence.scale == PAPER and row not in evidence.overlaid
 
 
-def _remarks(row: str, values: Mapping[int, float], evidence: Evidence) -> Iterable[str]:
+def _remarks(
+    row: str, metric: str, values: Mapping[int, float], evidence: Evidence
+) -> Iterable[str]:
     seeds = evidence.records.seeds(row)
     missing, failed = evidence.records.counts(row, values)
     recorded = sum(run.failed and run.seed in values for run in seeds)
@@ -183,7 +185,8 @@ def _remarks(row: str, values: Mapping[int, float], evidence: Evidence) -> Itera
     if evidence.records.mixed(row):
         yield "mixed, not averaged, see runs.csv"
     elif unmeasured == len(seeds) > 0:
-        yield "not measured"
+        why = evidence.unplanned(metric)
+        yield f"not run: {why}" if why else "not measured"
     elif unmeasured:
         yield f"{unmeasured} of {len(seeds)} seeds without this metric"
     if failed > recorded:
