@@ -15,7 +15,7 @@ from peregrine.config.fingerprint import fingerprint
 from peregrine.config.identity import digest
 from peregrine.config.models import Protocol
 from peregrine.errors import UserError
-from peregrine.files import read_json, read_tensors, sha256, write_json
+from peregrine.files import map_tensors, read_json, sha256, write_json
 
 FEATURES = "features.safetensors"
 
@@ -56,12 +56,14 @@ def read_outcome(folder: Path) -> dict[str, Any]:
 def read_features(folder: Path, reading: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """(arrays, facts) of a seed folder's features, which must be those of its present weights.
 
+    The arrays are verified and stay in the file: those of ImageNet need not fit into memory.
+
     Raises:
         UserError: missing or damaged, or of other weights or another run.
     """
     outcome = read_outcome(folder)
     path = folder / reading / FEATURES
-    arrays, facts = read_tensors(path)
+    arrays, facts = map_tensors(path)
     if facts.get("kind") != "features":
         raise UserError(f"{path} holds no features; run extract again")
     if (facts["run"], facts["seed"]) != (outcome["run"], str(outcome["seed"])):
