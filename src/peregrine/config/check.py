@@ -88,6 +88,7 @@ DRAWN = {
     "mixture": MIXTURE_CURVES,
     "matrices": MATRICES,
     "map": COLOURED,
+    "label_share": ("accuracy",),
 }
 """Kind of figure -> what its panels draw, where that is no metric."""
 

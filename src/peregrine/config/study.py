@@ -74,6 +74,7 @@ class Figure(Model):
         "mixture",
         "matrices",
         "map",
+        "label_share",
     ]
     title: str
     caption: str

@@ -25,7 +25,7 @@ RAMPS = (
 )
 """Light, middle, dark: lightness falls along each. The middle, a colour of seaborn's palette
 'colorblind', is that of the group itself."""
-LINES = ("spectrum", "history", "mixture")
+LINES = ("spectrum", "history", "mixture", "label_share")
 """Kinds of figures that draw a line for each row."""
 
 Look = tuple[str, str | tuple]
