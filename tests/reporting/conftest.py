@@ -66,8 +66,6 @@ FIGURES = [
      "panels": [_panel("correlation", "H^T H"), _panel("similarity", "H H^T")]},
     {"id": "map", "kind": "map", "groups": {"all": ["c16", "c256", "mixed"]},
      "panels": [_panel("class", "by class"), _panel("code", "by code")]},
-    {"id": "labels", "kind": "label_share", "groups": {"all": ["c16", "mixed"]},
-     "panels": [_panel("accuracy", "probe, %", percent=True)]},
     {"id": "beyond", "kind": "gain", "groups": {"all": ["big"]}, "panels": [ACCURACY],
      "baseline": {"big": "c16"}},  # not run here: left out of reports
 ]  # fmt: skip
