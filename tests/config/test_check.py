@@ -68,6 +68,7 @@ def test_the_study_is_whole():
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
+        ("rows.large.over", "smal", "row large: there is no row 'smal'"),
         ("tables.0.rows", ["smal"], "table main: there is no row 'smal'; did you mean 'small'?"),
         ("tables.0.baseline", {"larg": "small"}, "table main: there is no row 'larg'"),
         ("tables.0.baseline", {"large": "smal"}, "table main: there is no row 'smal'"),
@@ -118,6 +119,27 @@ def test_unknown_names_are_refused_by_their_place(path, value, message):
 def test_twins_are_refused(path, value, message):
     with pytest.raises(ValidationError, match=message):
         Study(**changed(path, value))
+
+
+def test_what_a_row_is_over_is_its_baseline_wherever_none_is_named():
+    """Lines of training have none, and a table's own word counts."""
+    given = changed("rows.large.over", "small")
+    del given["tables"][0]["baseline"], given["figures"][0]["baseline"]
+    own = {"id": "own", "baseline": {"small": "large", "large": "large"}}
+    given["tables"].append(given["tables"][0] | own)
+    study = Study(**given)
+    check_study(study)
+    assert study.tables[0].baseline == study.figures[0].baseline == {"large": "small"}
+    assert study.tables[1].baseline == {"small": "large", "large": "large"}
+    assert study.figures[1].baseline == {}
+
+
+def test_a_figure_of_gains_needs_a_baseline():
+    given = changed("figures.0.kind", "gain")
+    Study(**given)
+    del given["figures"][0]["baseline"]
+    with pytest.raises(ValidationError, match="figure rows: baseline says"):
+        Study(**given)
 
 
 def test_the_shipped_studies_are_whole():

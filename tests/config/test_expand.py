@@ -61,6 +61,25 @@ def test_a_list_in_a_list_is_spliced():
     assert expand([parts]) == [{"rows": ["ax", "b", "c"]}]
 
 
+def test_each_copies_what_is_no_mapping():
+    names = {"for_each": {"op": {"nn": {"over": "x"}, "mask": {"over": "y"}}}}
+    assert expand(
+        {"rows": ["a", names | {"each": "b-{op}"}], "{op}": names | {"each": "{op.over}"}}
+    ) == {
+        "rows": ["a", "b-nn", "b-mask"],
+        "nn": "x",
+        "mask": "y",
+    }
+    inner = {"for_each": {"k": [1, 2]}, "label": "{c}{k}"}
+    assert expand([{"for_each": {"c": ["p"]}, "each": [inner, "{c}"]}]) == [
+        {"label": "p1"},
+        {"label": "p2"},
+        "p",
+    ]
+    # Beside anything else `each` is a key like any other.
+    assert expand([{"for_each": {"k": [1]}, "each": 3, "x": "{k}"}]) == [{"each": 3, "x": 1}]
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [

@@ -99,6 +99,8 @@ def check_study(study: Study) -> None:
     Raises:
         UserError: one line that names the study, the place, and the nearest known name.
     """
+    for name, row in study.rows.items():
+        _known(f"study {study.name}: row {name}", "row", filter(None, [row.over]), study.rows)
     for table in study.tables:
         where = f"study {study.name}: table {table.id}"
         rows = (*table.rows, *table.baseline, *table.baseline.values(), *table.published_rows)

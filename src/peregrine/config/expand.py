@@ -4,7 +4,8 @@ A mapping with `for_each: {name: values}` stands for one copy of itself per valu
 combination where several names are given, the last name varying fastest. In a copy, and in the key
 under which it stands, `{name}` becomes the value; values may be a mapping whose entries have parts,
 and `{name.part}` is one of them. A text that is nothing but `{name}` or `{name.part}` takes the
-value's own type. A list inside a list is spliced into it, so that an anchor may name a part.
+value's own type. A copy that is no mapping is written `each: VALUE` beside `for_each`. A list in a
+list is spliced into it, so that an anchor may name a part.
 """
 
 import difflib
@@ -56,7 +57,8 @@ def _copies(item: Any, names: Names) -> Iterator[tuple[Any, Names]]:
         for name, values in choices.items()
     ):
         raise UserError(f"{KEY}: expected names with the values of each, such as {{c: [16, 256]}}")
-    rest = {key: value for key, value in item.items() if key != KEY}
+    rest: Any = {key: value for key, value in item.items() if key != KEY}
+    rest = rest["each"] if set(rest) == {"each"} else rest
     for chosen in product(*(_values(values) for values in choices.values())):
         yield rest, {**names, **dict(zip(choices, chosen, strict=True))}
 

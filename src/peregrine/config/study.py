@@ -3,9 +3,10 @@
 Nothing here changes a number of a run; what does is in `models`.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from peregrine.config.models import Model, Name, no_twins
 
@@ -36,6 +37,10 @@ class Table(Model):
         "", description="Why no scale can reproduce the published numbers: cells say other set-up."
     )
     note: str = ""
+
+    def gains(self, over: Mapping[str, str]) -> dict[str, str]:
+        """Its baselines: what its rows are `over`, under what it says itself."""
+        return {row: over[row] for row in self.rows if row in over} | self.baseline
 
     @model_validator(mode="after")
     def _distinct(self) -> "Table":
@@ -88,12 +93,20 @@ class Figure(Model):
     option_symbol: str = Field("", description="The option in a word or letter, for the legend.")
     baseline: dict[str, str] = Field({}, description="Row -> row over which its gain is drawn.")
 
+    def gains(self, over: Mapping[str, str]) -> dict[str, str]:
+        """Its baselines, as those of a table; only kinds that draw baselines have any."""
+        if self.kind not in ("gain", "metric_by_row"):
+            return self.baseline
+        rows = [row for group in self.groups.values() for row in group]
+        out = {row: over[row] for row in rows if row in over} | self.baseline
+        if self.kind == "gain" and not out:
+            raise ValueError(f"figure {self.id}: baseline says over which row each gain is drawn")
+        return out
+
     @model_validator(mode="after")
     def _complete(self) -> "Figure":
         if (self.kind == "metric_over_option") != (self.option is not None):
             raise ValueError(f"{self.kind}: option goes with metric_over_option, and only there")
-        if self.kind == "gain" and not self.baseline:
-            raise ValueError("gain: baseline says over which row each gain is drawn")
         no_twins(f"figure {self.id}: panel label", (panel.label for panel in self.panels))
         return self
 
@@ -158,6 +171,9 @@ class Assumption(Model):
 class Row(Model):
     label: str = Field(description="With `like`, one that begins with a comma continues its label.")
     like: str | None = Field(None, description="An earlier row, over whose run this one's is laid.")
+    over: str | None = Field(
+        None, description="Row over which its gain is shown, where no table or figure says other."
+    )
     only: tuple[Name, ...] = Field((), description="Scales that have this row; empty: all.")
     run: dict[str, Any] = {}
 
@@ -187,6 +203,12 @@ class Study(Model):
                 row = row.model_copy(update={"label": out[row.like].label + row.label})
             out[name] = row
         return out
+
+    @field_validator("tables", "figures")
+    @classmethod
+    def _gains(cls, shown: tuple, info: ValidationInfo) -> tuple:
+        over = {name: row.over for name, row in info.data.get("rows", {}).items() if row.over}
+        return tuple(each.model_copy(update={"baseline": each.gains(over)}) for each in shown)
 
     def layers(self, name: str) -> list[dict[str, Any]]:
         """What makes a row's run, later wins: defaults, the rows that it is like, its own."""
