@@ -66,6 +66,7 @@ FIGURES = [
      "panels": [_panel("correlation", "H^T H"), _panel("similarity", "H H^T")]},
     {"id": "map", "kind": "map", "groups": {"all": ["c16", "c256", "mixed"]},
      "panels": [_panel("class", "by class"), _panel("code", "by code")]},
+    {"id": "labels", "kind": "label_share", "groups": {"all": ["c16", "mixed"]},
     {"id": "beyond", "kind": "gain", "groups": {"all": ["big"]}, "panels": [ACCURACY],
      "baseline": {"big": "c16"}},  # not run here: left out of reports
 ]  # fmt: skip
@@ -130,7 +131,6 @@ STUDY = {
          "published": "1", "published_rows": {"c16": "P"}, "assumed": True},
         {"id": "other", "title": "Other", "rows": ["c16"], "columns": COLUMNS[:1],
          "published": "1", "published_rows": {"c16": "P"}, "other_setup": "elsewhere"},
-        {"id": "labels", "kind": "label_share", "groups": {"all": ["c16", "mixed"]},
      "panels": [_panel("accuracy", "probe, %", percent=True)]},
     {"id": "beyond", "title": "Beyond - left out", "rows": ["c16", "big"],
          "columns": [_panel("few/accuracy", "few")], "baseline": {"big": "c16"}},
