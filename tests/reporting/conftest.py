@@ -67,6 +67,7 @@ FIGURES = [
     {"id": "map", "kind": "map", "groups": {"all": ["c16", "c256", "mixed"]},
      "panels": [_panel("class", "by class"), _panel("code", "by code")]},
     {"id": "labels", "kind": "label_share", "groups": {"all": ["c16", "mixed"]},
+     "panels": [_panel("accuracy", "probe, %", percent=True)]},
     {"id": "beyond", "kind": "gain", "groups": {"all": ["big"]}, "panels": [ACCURACY],
      "baseline": {"big": "c16"}},  # not run here: left out of reports
 ]  # fmt: skip
@@ -131,8 +132,7 @@ STUDY = {
          "published": "1", "published_rows": {"c16": "P"}, "assumed": True},
         {"id": "other", "title": "Other", "rows": ["c16"], "columns": COLUMNS[:1],
          "published": "1", "published_rows": {"c16": "P"}, "other_setup": "elsewhere"},
-     "panels": [_panel("accuracy", "probe, %", percent=True)]},
-    {"id": "beyond", "title": "Beyond - left out", "rows": ["c16", "big"],
+        {"id": "beyond", "title": "Beyond - left out", "rows": ["c16", "big"],
          "columns": [_panel("few/accuracy", "few")], "baseline": {"big": "c16"}},
     ],
     "figures": [{"title": f["id"], "caption": "A caption.", **f} for f in FIGURES],
