@@ -52,7 +52,12 @@ STUDY, SCALE = "studies/one.yaml", "scales/tiny.yaml"
         (STUDY, "rows/first/run/method/code", 1, ["method falcon", "'code'", "'codes'?"]),
         (STUDY, "defaults/views", [{}, {"blurr": 1}], ["'views.1.blurr'", "'blur'?"]),
         (STUDY, "defaults/optimizer/weight_deacy", 0, ["'optimizer.weight_d", "'weight_decay'?"]),
-        (STUDY, "rows/first/xyzzy", 1, ["'rows.first.xyzzy'", "known: label, like, only, over, run"]),
+        (
+            STUDY,
+            "rows/first/xyzzy",
+            1,
+            ["'rows.first.xyzzy'", "known: label, like, only, over, run"],
+        ),
         ("protocols.yaml", "standard/knn", 1, ["protocols.yaml: standard", "'knn_k'?"]),
         # wrong types and values
         ("config.yaml", "studies", "one", ["config.yaml: studies"]),

@@ -258,6 +258,7 @@ class Protocol(Model):
     label_shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (), description="Shares of the labels that linear probes see, at least one label a class."
     )
+    label_share_draws: int = Field(3, ge=1, description="Random subsets of each share.")
     streamed_above: int = Field(
         200_000,
         ge=1,

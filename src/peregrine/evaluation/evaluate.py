@@ -55,7 +55,9 @@ def _linear(arrays: dict[str, np.ndarray], protocol: Protocol) -> dict:
         "all": linear_probe(*splits, validation_share=share, **common),
         "few": few_label_probe(*splits, labels_per_class=labels, draws=draws, **common),
     } | {
-        f"labels-{100 * part:g}": label_share_probe(*splits, share=part, draws=draws, **common)
+        f"labels-{100 * part:g}": label_share_probe(
+            *splits, share=part, draws=protocol.label_share_draws, **common
+        )
         for part in protocol.label_shares
     }
 
