@@ -217,7 +217,8 @@ def test_a_streamed_file_is_what_the_library_reads(tmp_path):
         assert stream.get_tensor("numbers").tolist() == numbers.tolist()
     arrays, metadata = read_tensors(tmp_path / "a")  # its digest fits
     assert metadata == {"kind": "test"}
-    mapped = map_tensors(tmp_path / "a", ["numbers", "bytes"])
+    mapped, metadata = map_tensors(tmp_path / "a", ["numbers", "bytes"])
+    assert metadata == {"kind": "test"}
     for name, array in arrays.items():
         np.testing.assert_array_equal(mapped[name], array)
         assert isinstance(mapped[name], np.memmap) and not mapped[name].flags.writeable
@@ -243,11 +244,38 @@ def test_a_mapped_file_that_is_cut_or_other_is_refused(tmp_path):
     for content in (data[:-1], data[:100], b"", data + b"0", b"\xff" * 50):
         (tmp_path / "b").write_bytes(content)
         with pytest.raises(UserError, match="b is damaged"):
-            map_tensors(tmp_path / "b", ["bytes"])
+            map_tensors(tmp_path / "b", ["bytes"], verify=False)
     with pytest.raises(UserError, match="a is damaged .*other"):
         map_tensors(tmp_path / "a", ["other"])
     with pytest.raises(UserError, match="c does not exist"):
         map_tensors(tmp_path / "c", ["bytes"])
-    write_tensors(tmp_path / "d", {"x": np.zeros(3, np.float32)})
+    write_tensors(tmp_path / "d", {"x": np.zeros(3, np.float16)})
     with pytest.raises(UserError, match="d is damaged"):
         map_tensors(tmp_path / "d", ["x"])
+
+
+def test_rows_come_piece_by_piece_and_are_mapped_verified(tmp_path):
+    """Five numbers of 4 bytes leave those of 8 bytes behind them unaligned."""
+    expected = {
+        "a": np.arange(5, dtype=np.float32)[:, None],
+        "b": np.arange(4).reshape(2, 2) - 2**40,
+        "c": np.linspace(0, 1, 3),
+        "none": np.zeros((0, 2), np.float32),
+    }
+    with streamed_tensors(tmp_path / "a", kind="test") as tensors:
+        tensors.rows("a", (expected["a"][part] for part in (slice(2), slice(2, 2), slice(2, 5))))
+        for name in ("b", "c", "none"):
+            tensors.rows(name, [expected[name]])
+        tensors.metadata["codes"] = "7"
+    for arrays, metadata in (read_tensors(tmp_path / "a"), map_tensors(tmp_path / "a")):
+        assert metadata == {"kind": "test", "codes": "7"}
+        assert set(arrays) == set(expected)
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(array, expected[name])
+            assert (array.dtype, array.shape) == (expected[name].dtype, expected[name].shape)
+            assert array.flags.aligned
+    data = bytearray((tmp_path / "a").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "a").write_bytes(data)
+    with pytest.raises(UserError, match="fails its checksum"):
+        map_tensors(tmp_path / "a", ["a"])  # the digest covers all

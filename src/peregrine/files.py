@@ -29,7 +29,7 @@ from peregrine.errors import UserError, refusal
 CHECKSUM = "checksum"
 HEADER = 4096
 """Bytes in front of tensors that are written before their sizes are known."""
-MAPPED = {"U8": "|u1", "I64": "<i8"}
+MAPPED = {"U8": "|u1", "I64": "<i8", "F32": "<f4", "F64": "<f8"}
 """Types of the tensors that are streamed and mapped, as safetensors and numpy call them."""
 
 
@@ -162,10 +162,15 @@ def read_tensors(
 
 
 class TensorStream:
-    """A safetensors file that is written tensor by tensor; nothing of it has to be in memory."""
+    """A safetensors file that is written tensor by tensor; nothing of it has to be in memory.
 
-    def __init__(self, stream: BinaryIO) -> None:
+    Attributes:
+        metadata: written at the end, so that it may hold what is known only then.
+    """
+
+    def __init__(self, stream: BinaryIO, metadata: Mapping[str, str]) -> None:
         self._stream = stream
+        self.metadata = dict(metadata)
         self._places: dict[str, tuple[np.dtype, tuple[int, ...], int]] = {}
         stream.write(b"\0" * HEADER)
 
@@ -182,13 +187,26 @@ class TensorStream:
         self._places[name] = np.dtype("<i8"), numbers.shape, self._stream.tell()
         self._stream.write(np.ascontiguousarray(numbers, "<i8").data)
 
-    def close(self, metadata: Mapping[str, str]) -> None:
+    def rows(self, name: str, pieces: Iterable[np.ndarray]) -> None:
+        """Pieces [m, ...] of one type and width below one another: one tensor [n, ...].
+
+        Behind a tensor of 4-byte numbers the next one may begin at an odd multiple of 4; whoever
+        maps numbers of 8 bytes there gets a copy of them.
+        """
+        start, n, piece = self._stream.tell(), 0, np.empty(0, np.uint8)
+        for piece in pieces:
+            piece = np.ascontiguousarray(piece)
+            self._stream.write(piece.data)
+            n += len(piece)
+        self._places[name] = piece.dtype, (n, *piece.shape[1:]), start
+
+    def close(self) -> None:
         """Write the header, with the digest that `write_tensors` writes, into the room for it."""
         self._stream.flush()
         arrays = {name: _mapped(self._stream, *place) for name, place in self._places.items()}
-        digest = tensor_digest(arrays, metadata)
+        digest = tensor_digest(arrays, self.metadata)
         header: dict[str, Any] = {
-            "__metadata__": dict(sorted({**metadata, CHECKSUM: digest}.items()))
+            "__metadata__": dict(sorted({**self.metadata, CHECKSUM: digest}.items()))
         }
         names = {dtype: name for name, dtype in MAPPED.items()}
         for name, (kind, shape, start) in self._places.items():
@@ -206,41 +224,52 @@ class TensorStream:
 def streamed_tensors(path: Path, **metadata: str) -> Iterator[TensorStream]:
     """What `write_tensors` does, for arrays that do not fit into memory."""
     with _replaced(path) as stream:
-        tensors = TensorStream(stream)
+        tensors = TensorStream(stream, metadata)
         yield tensors
-        tensors.close(metadata)
+        tensors.close()
 
 
-def map_tensors(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Read-only arrays of uint8 and int64 that stay in the file; not verified.
+def map_tensors(
+    path: Path, names: Iterable[str] | None = None, *, verify: bool = True
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """What `read_tensors` returns, but read-only arrays of types MAPPED that stay in the file.
 
     Raises:
-        UserError: missing, unreadable, truncated, or without one of them.
+        UserError: missing, unreadable, truncated, without one of them, or its digest does not fit.
     """
     try:
         with path.open("rb") as stream:
             with safe_open(path, framework="np"):  # refuses a header that does not fit the file
                 length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length))
-            return {
+            metadata = header.pop("__metadata__", {})
+            arrays = {
                 name: _mapped(
                     stream,
                     np.dtype(MAPPED[header[name]["dtype"]]),
                     tuple(header[name]["shape"]),
                     8 + length + header[name]["data_offsets"][0],
                 )
-                for name in names
+                for name in (header if verify or names is None else names)
             }
+            wanted = {name: arrays[name] for name in (arrays if names is None else names)}
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run the step that writes it") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {refusal(error)}") from None
     except (SafetensorError, ValueError, KeyError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it and rerun its step") from None
+    digest = metadata.pop(CHECKSUM, None)
+    if verify and digest != tensor_digest(arrays, metadata):
+        raise UserError(f"{path} fails its checksum; delete it and rerun the step that writes it")
+    return wanted, metadata
 
 
 def _mapped(stream: BinaryIO, kind: np.dtype, shape: tuple[int, ...], start: int) -> np.ndarray:
-    return np.memmap(stream, kind, "r", start, shape)
+    if 0 in shape:  # nothing can be mapped
+        return np.empty(shape, kind)
+    array = np.memmap(stream, kind, "r", start, shape)
+    return array if array.flags.aligned else np.array(array)
 
 
 def tensor_digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:

@@ -15,7 +15,7 @@ from peregrine.config.fingerprint import fingerprint
 from peregrine.config.identity import digest
 from peregrine.config.models import Extra, Model
 from peregrine.errors import UserError
-from peregrine.files import read_json, read_tensors, sha256, write_json
+from peregrine.files import map_tensors, read_json, sha256, write_json
 
 FEATURES = "features.safetensors"
 
@@ -81,12 +81,14 @@ def weight_facts(outcome: Mapping[str, Any], method: str) -> dict[str, str]:
 def read_features(folder: Path, reading: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """(arrays, facts) of a seed folder's features, which must be those of its present weights.
 
+    The arrays are verified and stay in the file: those of ImageNet need not fit into memory.
+
     Raises:
         UserError: missing or damaged, or of other weights or another run.
     """
     outcome = read_outcome(folder)
     path = folder / reading / FEATURES
-    arrays, facts = read_tensors(path)
+    arrays, facts = map_tensors(path)
     if facts.get("kind") != "features":
         raise UserError(f"{path} holds no features; run extract again")
     if (facts["run"], facts["seed"]) != (outcome["run"], str(outcome["seed"])):

@@ -20,7 +20,7 @@ from peregrine.errors import UserError
 from peregrine.evaluation.average_precision import average_precision
 from peregrine.evaluation.clustering import cluster_scores
 from peregrine.evaluation.knn import knn_classify
-from peregrine.evaluation.linear import few_label_probe, linear_probe
+from peregrine.evaluation.linear import few_label_probe, label_share_probe, linear_probe
 from peregrine.evaluation.robustness import report
 from peregrine.reporting.evaluations import numbers
 
@@ -155,7 +155,7 @@ def test_the_metrics_are_those_that_the_evaluations_return():
     draw = np.random.default_rng(0)
     x, y = draw.normal(size=(600, 6)), np.arange(600) % 6  # a mixture of 200 needs 600
     codes = draw.integers(8, size=600)
-    common = {"c_grid": (0.1, 1.0), "split_seed": 0, "max_iter": 50}
+    common = {"c_grid": (0.1, 1.0), "split_seed": 0, "max_iter": 50, "streamed_above": 10**6}
     scores = cluster_scores(y, codes, permutations=2, seed=0)
     torch.manual_seed(0)
     z = {key: torch.randn(4, 3) for key in ("clean", "attack", "random", "other")}
@@ -164,6 +164,8 @@ def test_the_metrics_are_those_that_the_evaluations_return():
     written = {
         "linear": linear_probe(x, y, x, y, validation_share=0.5, **common),
         "few": few_label_probe(x, y, x, y, labels_per_class=2, draws=2, **common),
+        "labels-1": label_share_probe(x, y, x, y, share=0.01, draws=2, **common),
+        "labels-10": label_share_probe(x, y, x, y, share=0.1, draws=2, **common),
         "knn": knn_classify(x, y, x, y, k=3, temperature=0.1),
         "kmeans": scores,
         "codes": scores,

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from peregrine.evaluation import streamed
 from peregrine.evaluation.knn import knn_classify
 
 # Cosines with (1, 0): 1, 0.5, 0.5, -1. Lengths differ to tell cosine from Euclidean distance.
@@ -94,6 +95,19 @@ def test_equals_a_plain_loop_whatever_the_chunk(k):
     for chunk in (1, 7, 256):
         result = knn_classify(train, labels, test, expected, k=k, temperature=0.07, chunk=chunk)
         assert result["accuracy"] == 1.0, chunk
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_in_blocks_too(k, monkeypatch):
+    """With as many ties for the last places as are looked at."""
+    monkeypatch.setattr(streamed, "VALUES", 150)
+    rng = np.random.default_rng(0)
+    directions = rng.integers(1, 9, (30, 3))
+    train, test = np.tile(directions, (4, 1)), rng.integers(1, 9, (60, 3))
+    labels = rng.integers(0, 6, 120)
+    expected = reference(train, labels, test, k, 0.07)
+    result = knn_classify(train, labels, test, expected, k=k, temperature=0.07, streamed_above=119)
+    assert result["accuracy"] == 1.0
 
 
 def test_result_is_complete():

@@ -12,11 +12,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from peregrine.evaluation import linear
-from peregrine.evaluation.linear import few_label_probe, linear_probe
+from peregrine.evaluation.linear import few_label_probe, label_share_probe, linear_probe
 
 GRID = [0.001, 0.01, 0.1, 1.0, 10.0]
 FULL = {"c_grid": GRID, "validation_share": 0.25, "split_seed": 0, "max_iter": 2000}
+FULL |= {"streamed_above": 1000}
 FEW = {"c_grid": GRID, "labels_per_class": 5, "draws": 3, "split_seed": 0, "max_iter": 2000}
+FEW |= {"streamed_above": 1000}
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +213,8 @@ def test_warm_starts_reach_what_cold_starts_reach(blobs):
     train_x, train_y, *_ = blobs
     x = StandardScaler().fit_transform(train_x.astype(np.float64))
     fit, held = slice(0, 300), slice(300, 400)
-    hits, converged = linear._path(x[fit], train_y[fit], x[held], train_y[held], GRID, 2000)
+    model = LogisticRegression(tol=linear.TOLERANCE, max_iter=2000, warm_start=True)
+    hits, converged = linear._path(model, x[fit], train_y[fit], x[held], train_y[held], GRID)
     cold = [
         LogisticRegression(C=c, tol=1e-7, max_iter=5000).fit(x[fit], train_y[fit]) for c in GRID
     ]
@@ -263,3 +266,19 @@ def test_protocol_has_no_hidden_defaults():
     for probe in (linear_probe, few_label_probe):
         knobs = list(inspect.signature(probe).parameters.values())[4:]
         assert all(k.kind is k.KEYWORD_ONLY and k.default is k.empty for k in knobs)
+
+
+def test_a_share_of_the_labels_is_drawn_class_by_class_and_never_none(blobs):
+    """5 of 40 labels a class are the 5 of the few-label probe, to the last bit."""
+    train_x, train_y, test_x, test_y = blobs
+    even = np.concatenate([np.flatnonzero(train_y == c)[:40] for c in range(8)])
+    data = train_x[even], train_y[even], test_x, test_y
+    common = {key: value for key, value in FEW.items() if key != "labels_per_class"}
+    assert label_share_probe(*data, share=0.125, **common) == few_label_probe(*data, **FEW)
+    # 1 % of 40 rounds to none and becomes one, of 260 to three: no fold can hold each class out.
+    x, y = separable(40, 260)
+    result = label_share_probe(x, y, x, y, share=0.01, **common)
+    assert (result["n_train"], result["labels_per_class"], result["folds"]) == (4, 1, 0)
+    for wrong in (0.0, 1.0):
+        with pytest.raises(ValueError, match="inside .0, 1."):
+            label_share_probe(x, y, x, y, share=wrong, **common)

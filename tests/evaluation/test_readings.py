@@ -1,6 +1,7 @@
 """Both readings from the trained net to the files of evaluate and diagnose."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from peregrine.evaluation.evaluate import evaluate
 from peregrine.evaluation.features import extract, load_method, load_run
 from peregrine.files import read_json, read_tensors, sha256
 from peregrine.pretrain.loop import pretrain
+from peregrine.reporting.evaluations import numbers as flat
 from peregrine.streams import generator
 
 CPU = torch.device("cpu")
@@ -26,6 +28,7 @@ PROTOCOL = Protocol(
     linear_max_iter=50,
     few_labels_per_class=3,
     few_label_draws=1,
+    label_shares=(0.25,),
     split_seed=0,
     knn_k=5,
     knn_temperature=0.07,
@@ -184,6 +187,28 @@ def test_what_is_written_in_the_corrected_reading(falcon, two_branch):
         assert pictures["embeddings_similarity"].shape == (20, 20)
         assert pictures["similarity_labels"].tolist() == [i for i in range(4) for _ in range(5)]
     assert "embeddings/code_contrast" not in found  # two_branch has no codes
+
+
+def test_probes_with_a_share_of_the_labels_stand_beside_the_others(two_branch):
+    found = read_json(two_branch / "corrected/linear-standard.json")
+    assert found["all"]["n_train"] == 96 and found["all"]["streamed"] is False
+    assert found["labels-25"]["n_train"] == 24
+    assert 0 <= found["labels-25"]["accuracy"] <= 1
+
+
+def test_evaluations_in_blocks_say_the_same(two_branch, tmp_path):
+    shutil.copytree(two_branch, tmp_path / "run")
+    in_blocks = PROTOCOL.model_copy(update={"streamed_above": 95})
+    evaluate(tmp_path / "run", "corrected", "standard", in_blocks)
+    for kind in ("linear", "knn", "clustering"):
+        name = f"corrected/{kind}-standard.json"
+        found, expected = read_json(tmp_path / "run" / name), read_json(two_branch / name)
+        assert found.pop("provenance")["protocol"] != expected.pop("provenance")["protocol"]
+        if kind == "linear":
+            assert found["all"].pop("streamed") > expected["all"].pop("streamed")
+        numbers = dict(flat("", expected))
+        assert dict(flat("", found)) == pytest.approx(numbers)
+        assert len(numbers) > 5
 
 
 def test_a_method_without_the_released_reading_says_so(two_branch):

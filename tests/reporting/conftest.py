@@ -66,6 +66,8 @@ FIGURES = [
      "panels": [_panel("correlation", "H^T H"), _panel("similarity", "H H^T")]},
     {"id": "map", "kind": "map", "groups": {"all": ["c16", "c256", "mixed"]},
      "panels": [_panel("class", "by class"), _panel("code", "by code")]},
+    {"id": "labels", "kind": "label_share", "groups": {"all": ["c16", "mixed"]},
+     "panels": [_panel("accuracy", "probe, %", percent=True)]},
     {"id": "beyond", "kind": "gain", "groups": {"all": ["big"]}, "panels": [ACCURACY],
      "baseline": {"big": "c16"}},  # not run here: left out of reports
 ]  # fmt: skip
@@ -230,7 +232,12 @@ class World:
         files.write_csv(path, ("layer", "index", "value"), spectrum)
         few = accuracy + 0.004 - 0.004 * seed
         for name, numbers in {
-            "linear": {"all": {"accuracy": accuracy}, "few": {"accuracy": few}},
+            "linear": {
+                "all": {"accuracy": accuracy},
+                "few": {"accuracy": few},
+                "labels-1": {"accuracy": accuracy - 0.5},
+                "labels-10": {"accuracy": accuracy - 0.25},
+            },
             "knn": {"accuracy": accuracy - 0.1},
             "clustering": {"kmeans": {"ami": 0.3}, "codes": {"ami": 0.2, "nmi_chance": 0.1}},
             "collapse": {

@@ -190,6 +190,14 @@ def test_a_history_has_a_line_per_seed_and_their_mean(collected):
     }
 
 
+def test_shares_of_the_labels_lead_to_the_probe_with_all(collected):
+    lines = marks(collected, "labels", label="Toy, c = 16")
+    found = {(line["seed"], line["x"]): float(line["value"]) for line in lines}
+    assert [found["", x] for x in ("1", "10", "100")] == pytest.approx([40, 65, 90])
+    assert [found["0", x] for x in ("1", "10", "100")] == pytest.approx([39.9, 64.9, 89.9])
+    assert {line["label"] for line in marks(collected, "labels")} == {"Toy, c = 16"}
+
+
 def test_what_is_missing_is_said_below_the_picture(collected, notes):
     draw_figures(collected.project, "toy", collected.results)
     assert notes["rows"] == [

@@ -12,6 +12,7 @@ from peregrine.config.identity import digest
 from peregrine.config.load import load, load_config
 from peregrine.config.machine import jobs_per_gpu, visible_gpus
 from peregrine.config.models import SourceSpec
+from peregrine.config.resources import needs
 from peregrine.data.sources import source
 from peregrine.errors import UserError
 
@@ -159,5 +160,19 @@ resource_scopes:
 
 if GPU and "gpu" not in workflow.global_resources:  # --resources gpu=N wins
     workflow.register_resource("gpu", GPU_PLACES)
+
+
+def asked_of(step):
+    """Memory, time and GPU of a step as its run needs them: see peregrine.config.resources."""
+
+    def of_run(wildcards):
+        return needs(step, PROJECT.run(wildcards.run))
+
+    return {
+        "mem_mb": lambda wildcards: of_run(wildcards).mem_mb,
+        "runtime": lambda wildcards: f"{of_run(wildcards).hours}h",
+        "gpu": lambda wildcards: GPU * of_run(wildcards).gpu,
+    }
+
 
 EVALUATIONS = ("linear", "knn", "clustering")

@@ -16,9 +16,7 @@ rule extract:
         "../envs/peregrine.yaml"
     threads: PROJECT.scale.training_threads
     resources:
-        mem_mb=3000,
-        runtime="1h",
-        gpu=GPU,
+        **asked_of("extract"),
     params:
         scale=SCALE,
         code=code_of("extract"),
@@ -49,8 +47,7 @@ rule evaluate:
         "../envs/peregrine.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime="1h",
+        **asked_of("evaluate"),
     params:
         scale=SCALE,
         code=fingerprint("evaluate"),
@@ -115,8 +112,7 @@ rule diagnose:
         "../envs/peregrine.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime="1h",
+        **asked_of("diagnose"),
     params:
         scale=SCALE,
         code=fingerprint("diagnose"),

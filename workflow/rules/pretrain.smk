@@ -21,9 +21,7 @@ rule pretrain:
         "../envs/peregrine.yaml"
     threads: PROJECT.scale.training_threads
     resources:
-        mem_mb=3000,
-        runtime="8h",
-        gpu=GPU,
+        **asked_of("pretrain"),
     params:
         scale=SCALE,
         code=code_of("pretrain"),

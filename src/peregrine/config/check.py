@@ -7,7 +7,7 @@ tests/config/test_check.py holds the names against what the evaluations really r
 import difflib
 from collections.abc import Iterable, Iterator
 
-from peregrine.config.models import MIXTURES
+from peregrine.config.models import LABEL_SHARES, MIXTURES
 from peregrine.config.study import Figure, Study
 from peregrine.errors import UserError
 
@@ -46,9 +46,16 @@ METRICS = frozenset(
     [
         "online_probe/accuracy",
         *_names("linear", "accuracy top5_accuracy standard_error c+at_edge converged+path"),
+        *_names("linear", "streamed"),
         *_names("linear", "n_train n_validation n_test classes"),
-        *_names("few", "accuracy+sd converged+path labels_per_class draws folds"),
-        *_names("few", "n_train n_pool n_test classes"),
+        *(
+            each
+            for probe in ("few", *(f"labels-{100 * share:g}" for share in LABEL_SHARES))
+            for each in (
+                *_names(probe, "accuracy+sd converged+path labels_per_class draws folds"),
+                *_names(probe, "n_train n_pool n_test classes"),
+            )
+        ),
         *_names("knn", "accuracy standard_error k+asked temperature n_train n_test"),
         *_names("knn", "zero_train zero_test"),
         *_names("kmeans", CLUSTERS),
@@ -98,6 +105,7 @@ DRAWN = {
     "mixture": MIXTURE_CURVES,
     "matrices": MATRICES,
     "map": COLOURED,
+    "label_share": ("accuracy",),
 }
 """Kind of figure -> what its panels draw, where that is no metric."""
 

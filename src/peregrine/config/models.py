@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 MIXTURES = (10, 20, 50, 100, 200)
 """Numbers of components in the released code's figure of mixture entropies."""
 
+LABEL_SHARES = (0.01, 0.1)
+"""Shares of the labels of which a study may name the accuracy."""
+
 PATCH = 16
 """Side in px of a patch of vit_small."""
 
@@ -295,6 +298,15 @@ class Protocol(Model):
     linear_max_iter: int = Field(ge=1)
     few_labels_per_class: int = Field(ge=1)
     few_label_draws: int = Field(ge=1)
+    label_shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (), description="Shares of the labels that linear probes see, at least one label a class."
+    )
+    label_share_draws: int = Field(3, ge=1, description="Random subsets of each share.")
+    streamed_above: int = Field(
+        200_000,
+        ge=1,
+        description="Training images above which probes and neighbours read features in blocks.",
+    )
     split_seed: int = Field(ge=0, lt=2**32)
     knn_k: int = Field(ge=1)
     knn_temperature: float = Field(gt=0)

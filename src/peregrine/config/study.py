@@ -81,6 +81,7 @@ class Figure(Model):
         "matrices",
         "map",
         "detections",
+        "label_share",
     ]
     title: str
     caption: str

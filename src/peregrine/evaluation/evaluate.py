@@ -7,7 +7,7 @@ import numpy as np
 from peregrine.config.models import Protocol
 from peregrine.evaluation.clustering import cluster_scores, kmeans_clusters
 from peregrine.evaluation.knn import knn_classify
-from peregrine.evaluation.linear import few_label_probe, linear_probe
+from peregrine.evaluation.linear import few_label_probe, label_share_probe, linear_probe
 from peregrine.frozen import UNMEASURED, read_features, write_result
 
 
@@ -27,7 +27,10 @@ def evaluate(folder: Path, reading: str, name: str, protocol: Protocol) -> None:
     if measured:
         results["linear"] = _linear(arrays, protocol)
         results["knn"] = knn_classify(
-            *_splits(arrays), k=protocol.knn_k, temperature=protocol.knn_temperature
+            *_splits(arrays),
+            k=protocol.knn_k,
+            temperature=protocol.knn_temperature,
+            streamed_above=protocol.streamed_above,
         )
         results["clustering"] = _clustering(arrays, protocol)
     for kind, result in results.items():
@@ -44,16 +47,18 @@ def _linear(arrays: dict[str, np.ndarray], protocol: Protocol) -> dict:
         "c_grid": protocol.linear_c_grid,
         "split_seed": protocol.split_seed,
         "max_iter": protocol.linear_max_iter,
+        "streamed_above": protocol.streamed_above,
     }
-    few = {
-        "labels_per_class": protocol.few_labels_per_class,
-        "draws": protocol.few_label_draws,
-    }
+    splits, draws = _splits(arrays), protocol.few_label_draws
+    share, labels = protocol.linear_validation_share, protocol.few_labels_per_class
     return {
-        "all": linear_probe(
-            *_splits(arrays), validation_share=protocol.linear_validation_share, **common
-        ),
-        "few": few_label_probe(*_splits(arrays), **few, **common),
+        "all": linear_probe(*splits, validation_share=share, **common),
+        "few": few_label_probe(*splits, labels_per_class=labels, draws=draws, **common),
+    } | {
+        f"labels-{100 * part:g}": label_share_probe(
+            *splits, share=part, draws=protocol.label_share_draws, **common
+        )
+        for part in protocol.label_shares
     }
 
 

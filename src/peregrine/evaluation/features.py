@@ -20,8 +20,15 @@ from peregrine.data.batches import SHARE, held
 from peregrine.data.prepare import SPLITS, Prepared
 from peregrine.data.views import largest_side, make_views
 from peregrine.errors import UserError
-from peregrine.files import read_tensors, sha256, write_tensors
-from peregrine.frozen import FEATURES, NOT_AVAILABLE, data_of, read_outcome, weights_of
+from peregrine.files import TensorStream, read_tensors, sha256, streamed_tensors
+from peregrine.frozen import (
+    FEATURES,
+    NOT_AVAILABLE,
+    UNMEASURED,
+    data_of,
+    read_outcome,
+    weights_of,
+)
 from peregrine.methods.base import Method, by_role
 from peregrine.methods.build import build_method, load_state
 from peregrine.pretrain.device import set_precision
@@ -88,7 +95,8 @@ def extract(
     outcome is `nan` has no arrays in either, only that status in the metadata.
 
     Images are taken as they are, or where their sizes differ, as a central square of the size of
-    the run's largest views that keeps `centre_share` of the short side.
+    the run's largest views that keeps `centre_share` of the short side. Features are written batch
+    by batch, so that those of ImageNet need not fit into memory.
     """
     run, outcome = load_run(folder)
     trained_on(folder, run, outcome, data)
@@ -104,16 +112,15 @@ def extract(
     method = load_method(run, outcome, folder, data).to(device)
     images = _Images(data, device, largest_side(run.views), centre_share)
     for reading in READINGS:
-        status, arrays, codes = outcome["status"], {}, 0
-        if reading not in method.readings:
-            status = NOT_AVAILABLE
-        elif status != "nan" and reading == "released":
-            arrays, codes = _released(copy.deepcopy(method).train(), images)
-        elif status != "nan":
-            arrays, codes = _corrected(method, images, embedding_sample)
-            arrays |= _views(method, run, images, view_sample)
-        path = folder / reading / FEATURES
-        write_tensors(path, arrays, **facts, status=status, codes=str(codes))
+        status = outcome["status"] if reading in method.readings else NOT_AVAILABLE
+        with streamed_tensors(folder / reading / FEATURES, **facts, status=status) as tensors:
+            codes = 0
+            if status not in UNMEASURED and reading == "released":
+                codes = _released(tensors, copy.deepcopy(method).train(), images)
+            elif status not in UNMEASURED:
+                codes = _corrected(tensors, method, images, embedding_sample)
+                _views(tensors, method, run, images, view_sample)
+            tensors.metadata["codes"] = str(codes)
     return folder / "corrected" / FEATURES
 
 
@@ -136,39 +143,48 @@ class _Images:
 
 
 def _corrected(
-    method: Method, images: _Images, embedding_sample: int
-) -> tuple[dict[str, np.ndarray], int]:
-    """Arrays of both splits, and the number of codes."""
-    arrays: dict[str, np.ndarray] = {}
+    tensors: TensorStream, method: Method, images: _Images, embedding_sample: int
+) -> int:
+    """Arrays of both splits; the number of codes."""
     codes = 0
     size = max(2, min(BATCH, SCORES // max(1, getattr(method.options, "codes", 1))))
     for split in SPLITS:
-        batches = images.normalised(split, _batches(len(images.splits[split]), size))
-        found, codes = _describe(method, batches, "corrected")
-        arrays |= {f"{split}_{name}": values for name, values in found.items()}
-        arrays[f"{split}_labels"] = images.data.labels[split]
-    draws = generator(0, "evaluation/embedding sample")
-    kept = _sample(len(arrays["train_labels"]), embedding_sample, draws)
-    arrays["train_embeddings"] = arrays["train_embeddings"][kept]
-    arrays["sample_labels"] = arrays["train_labels"][kept]
-    return arrays, codes
+        n, labels = len(images.splits[split]), images.data.labels[split]
+        kept = np.arange(n)
+        if split == "train":
+            kept = _sample(n, embedding_sample, generator(0, "evaluation/embedding sample"))
+            tensors.rows("sample_labels", [labels[kept]])
+        tensors.rows(f"{split}_labels", [labels])
+        batches, seen = images.normalised(split, _batches(n, size)), _Seen(kept)
+        tensors.rows(f"{split}_features", seen.features(method, batches, "corrected"))
+        for name, array in seen.arrays().items():
+            tensors.rows(f"{split}_{name}", [array])
+        codes = len(seen.usage)
+    return codes
 
 
-def _released(network: Method, images: _Images) -> tuple[dict[str, np.ndarray], int]:
-    """test_embeddings, test_codes and test_labels, and the number of coordinates of the argmax.
+def _released(tensors: TensorStream, network: Method, images: _Images) -> int:
+    """test_embeddings, test_codes and test_labels; the number of coordinates of the argmax.
 
     As the released code sees them: without eval(), so that BatchNorm takes the statistics of each
     batch of 64 test images in their order, the smaller last one included. One image by itself has
     no statistics, and joins the batch before it. `network` is a copy: it counts the batches.
     """
-    batches = images.normalised("test", _batches(len(images.splits["test"]), RELEASED_BATCH))
-    found, codes = _describe(network, batches, "released")
-    kept = {f"test_{name}": found[name] for name in ("embeddings", "codes")}
-    return kept | {"test_labels": images.data.labels["test"]}, codes
+    n = len(images.splits["test"])
+    seen = _Seen(np.arange(n))
+    for _ in seen.features(
+        network, images.normalised("test", _batches(n, RELEASED_BATCH)), "released"
+    ):
+        pass
+    arrays = seen.arrays()
+    for name in ("embeddings", "codes"):
+        tensors.rows(f"test_{name}", [arrays[name]])
+    tensors.rows("test_labels", [images.data.labels["test"]])
+    return len(seen.usage)
 
 
 @torch.no_grad()
-def _views(method: Method, run: Run, images: _Images, sample: int) -> dict[str, np.ndarray]:
+def _views(tensors: TensorStream, method: Method, run: Run, images: _Images, sample: int) -> None:
     """Features and embeddings [2, m, .] of two augmented views: the same images for every run."""
     test, data = images.splits["test"], images.data
     picks = _sample(len(test), sample, generator(0, "evaluation/view sample"))
@@ -180,7 +196,8 @@ def _views(method: Method, run: Run, images: _Images, sample: int) -> dict[str, 
         seen = [method.describe(view) for view in views[:2]]
         for name, parts in out.items():
             parts.append(np.stack([getattr(each, name).float().cpu().numpy() for each in seen]))
-    return {f"views_{name}": np.concatenate(parts, axis=1) for name, parts in out.items()}
+    for name, parts in out.items():
+        tensors.rows(f"views_{name}", [np.concatenate(parts, axis=1)])
 
 
 def _sample(n: int, most: int, draws: torch.Generator) -> np.ndarray:
@@ -194,26 +211,44 @@ def _batches(n: int, size: int) -> list[slice]:
     return [slice(a, b) for a, b in zip(starts, [*starts[1:], n], strict=True)]
 
 
-@torch.no_grad()
-def _describe(
-    method: Method, batches: Iterator[Tensor], reading: str
-) -> tuple[dict[str, np.ndarray], int]:
-    """features, embeddings, and with scores codes and usage; the number c of the scores, or 0."""
-    features, embeddings, codes, usage = [], [], [], []
-    for images in batches:
-        seen = method.describe(images, reading)
-        features.append(seen.features.float().cpu().numpy())
-        embeddings.append(seen.embeddings.float().cpu().numpy())
-        if seen.scores is not None:
-            scores = seen.scores.float()
-            codes.append(scores.argmax(dim=1).cpu().numpy())
-            usage.append(scores.softmax(dim=1).double().sum(dim=0).cpu().numpy())
-    out = {"features": np.concatenate(features), "embeddings": np.concatenate(embeddings)}
-    if not codes:
-        return out, 0
-    out["codes"] = np.concatenate(codes)
-    out["usage"] = np.sum(usage, axis=0) / len(out["codes"])
-    return out, len(out["usage"])
+class _Seen:
+    """What a network says of a split, batch by batch: features are handed on, the rest is kept.
+
+    Attributes:
+        usage: with scores, the sum of the soft assignments, float64 [c]; else empty.
+    """
+
+    def __init__(self, kept: np.ndarray) -> None:
+        """`kept`: the images, in order, whose embeddings are kept."""
+        self.usage = np.empty(0)
+        self._kept, self._images = kept, 0
+        self._embeddings: list[np.ndarray] = []
+        self._codes: list[np.ndarray] = []
+
+    @torch.no_grad()
+    def features(
+        self, method: Method, batches: Iterator[Tensor], reading: str
+    ) -> Iterator[np.ndarray]:
+        """float32 [m, f] of each batch."""
+        for images in batches:
+            seen = method.describe(images, reading)
+            first, last = np.searchsorted(self._kept, (self._images, self._images + len(images)))
+            rows = torch.from_numpy(self._kept[first:last] - self._images)
+            self._embeddings.append(seen.embeddings[rows.to(images.device)].float().cpu().numpy())
+            self._images += len(images)
+            if seen.scores is not None:
+                scores = seen.scores.float()
+                self._codes.append(scores.argmax(dim=1).cpu().numpy())
+                usage = scores.softmax(dim=1).double().sum(dim=0).cpu().numpy()
+                self.usage = self.usage + usage if len(self.usage) else usage
+            yield seen.features.float().cpu().numpy()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """embeddings, and with scores codes and usage."""
+        out = {"embeddings": np.concatenate(self._embeddings)}
+        if self._codes:
+            out |= {"codes": np.concatenate(self._codes), "usage": self.usage / self._images}
+        return out
 
 
 def forget_checkpoint(folder: Path) -> None:

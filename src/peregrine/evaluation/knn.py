@@ -1,7 +1,9 @@
-"""Weighted nearest-neighbour classification of frozen features. Numpy only."""
+"""Weighted nearest-neighbour classification of frozen features. Numpy; torch above a size."""
+
+from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from peregrine.diagnostics.collapse import finite_matrix, label_vector, unit_rows
 
@@ -12,6 +14,9 @@ the last bits with their position, so exact comparison would let the chunk size 
 VOTE_TIE = 1e-9
 """Votes this close, relative to the largest, count as equal; same reason."""
 
+SPARE = 12
+"""Neighbours looked at beyond k where features stream: so many may be tied for the last places."""
+
 
 def knn_classify(
     train_x: ArrayLike,
@@ -21,39 +26,42 @@ def knn_classify(
     *,
     k: int,
     temperature: float,
+    streamed_above: int | None = None,
     chunk: int = 256,
 ) -> dict[str, float | int]:
     """kNN accuracy: the k training samples of largest cosine vote exp(cosine / temperature) each
     for their class (Wu et al. 2018, arXiv 1805.01978).
 
     train_x [n, f], test_x [m, f]: features; train_y [n], test_y [m]: integers; `chunk`: test rows
-    at a time, a matter of memory that changes no result. Ties: of equally near samples the earlier
-    ones are neighbours, of equal votes the smallest label wins. A zero vector has cosine 0 to all.
+    at a time, `streamed_above`: training rows above which features are read in blocks; matters of
+    memory that change no result, unless more than SPARE samples are tied for the last places. Ties:
+    of equally near samples the earlier ones are neighbours, of equal votes the smallest label wins.
+    A zero vector has cosine 0 to all.
 
     Returns "accuracy" (share of the test set), "standard_error" (binomial), "k" (used: at most n),
     "k_asked", "temperature", "n_train", "n_test", "zero_train", "zero_test" (zero vectors).
     Raises ValueError on non-finite features, shapes that disagree, k, chunk or temperature <= 0.
     """
-    train = unit_rows(finite_matrix(train_x, "train features"))
-    test = unit_rows(finite_matrix(test_x, "test features"))
-    if train.shape[1] != test.shape[1]:
+    if np.shape(train_x)[1:] != np.shape(test_x)[1:]:
         raise ValueError(
-            f"test features: {test.shape[1]} columns, but {train.shape[1]} in training"
+            f"test features: {np.shape(test_x)[1]} columns, but {np.shape(train_x)[1]} in training"
         )
-    classes, votes_for = np.unique(
-        label_vector(train_y, "train labels", len(train)), return_inverse=True
-    )
-    test_y = label_vector(test_y, "test labels", len(test))
+    train_y = label_vector(train_y, "train labels", len(train_x))
+    classes, votes_for = np.unique(train_y, return_inverse=True)
+    test_y = label_vector(test_y, "test labels", len(test_x))
     if k < 1 or chunk < 1 or not temperature > 0:
         raise ValueError(
             f"k, chunk and temperature must be positive, got {k}, {chunk} and {temperature}"
         )
-    used = min(int(k), len(train))
+    n, used, hits = len(train_x), min(int(k), len(train_x)), 0
+    if streamed_above is not None and n > streamed_above:
+        from peregrine.evaluation.streamed import nearest as in_blocks  # torch, only where needed
 
-    hits = 0
-    for start in range(0, len(test), chunk):
-        cosine = test[start : start + chunk] @ train.T
-        nearest = np.argpartition(cosine, len(train) - used, axis=1)[:, len(train) - used :]
+        near_by = in_blocks(train_x, test_x, used + SPARE)
+    else:
+        near_by = _all(train_x, test_x, chunk)
+    for part, cosine, rows in near_by:
+        nearest = np.argpartition(cosine, -used, axis=1)[:, -used:]
         last = np.take_along_axis(cosine, nearest, axis=1).min(axis=1)
         # argpartition picks any of those tied for the last places; these rows are settled by hand.
         near_enough = np.count_nonzero(cosine >= (last - SIMILARITY_TIE)[:, None], axis=1)
@@ -65,19 +73,32 @@ def knn_classify(
         # A common factor per row does not move the vote and keeps exp finite.
         weight = np.exp((near - near.max(axis=1, keepdims=True)) / temperature)
         votes = np.zeros((len(near), len(classes)))
-        np.add.at(votes, (np.arange(len(near))[:, None], votes_for[nearest]), weight)
+        voters = votes_for[np.take_along_axis(rows, nearest, axis=1)]
+        np.add.at(votes, (np.arange(len(near))[:, None], voters), weight)
         winner = (votes >= votes.max(axis=1, keepdims=True) * (1.0 - VOTE_TIE)).argmax(axis=1)
-        hits += int(np.count_nonzero(classes[winner] == test_y[start : start + chunk]))
+        hits += int(np.count_nonzero(classes[winner] == test_y[part]))
 
-    accuracy = hits / len(test)
+    accuracy = hits / len(test_y)
     return {
         "accuracy": accuracy,
-        "standard_error": float(np.sqrt(accuracy * (1.0 - accuracy) / len(test))),
+        "standard_error": float(np.sqrt(accuracy * (1.0 - accuracy) / len(test_y))),
         "k": used,
         "k_asked": int(k),
         "temperature": float(temperature),
-        "n_train": len(train),
-        "n_test": len(test),
-        "zero_train": int(np.count_nonzero(~train.any(axis=1))),
-        "zero_test": int(np.count_nonzero(~test.any(axis=1))),
+        "n_train": n,
+        "n_test": len(test_y),
+        "zero_train": int(np.count_nonzero(~np.any(train_x, axis=1))),
+        "zero_test": int(np.count_nonzero(~np.any(test_x, axis=1))),
     }
+
+
+def _all(
+    train_x: ArrayLike, test_x: ArrayLike, chunk: int
+) -> Iterator[tuple[slice, NDArray[np.float64], NDArray[np.int64]]]:
+    """As `streamed.nearest`, of all training rows: (part, cosines [m, n], their rows [m, n])."""
+    train = unit_rows(finite_matrix(train_x, "train features"))
+    test = unit_rows(finite_matrix(test_x, "test features"))
+    for start in range(0, len(test), chunk):
+        part = slice(start, start + chunk)
+        cosine = test[part] @ train.T
+        yield part, cosine, np.broadcast_to(np.arange(len(train)), cosine.shape)

@@ -1,4 +1,5 @@
-"""Linear probes on frozen features: all labels, and few labels. Numpy and scikit-learn only.
+"""Linear probes on frozen features: all labels, and few labels. Numpy and scikit-learn; torch for
+data sets so large that features are read in blocks (`streamed`), with the same objective.
 
 Nothing is chosen with the test set: the regularisation C comes from a split of the training set
 (all labels) or from cross-validation inside the labelled subset (few labels), where no other label
@@ -6,7 +7,10 @@ is touched. C is scikit-learn's: the inverse of the L2 penalty on a *sum* over s
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,13 +28,42 @@ gives other probabilities than a cold one."""
 MAX_FOLDS = 5
 
 
+@dataclass(frozen=True)
+class _Data:
+    """What a probe learns from and is judged on.
+
+    Attributes:
+        train_x, test_x: standardised, float64 [n, f] and [m, f], or `streamed.Rows` of them.
+        train_y, test_y: indices into `classes`, which are the labels that occur in training.
+        model: LogisticRegression, or what stands in for it on Rows.
+    """
+
+    train_x: Any
+    train_y: NDArray[np.int64]
+    test_x: Any
+    test_y: NDArray[np.int64]
+    classes: NDArray[np.int64]
+    model: Callable[..., Any]
+
+
 def _data(
-    train_x: ArrayLike, train_y: ArrayLike, test_x: ArrayLike, test_y: ArrayLike
-) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray]:
-    """Checked arrays (features float64, labels as indices into the classes), and the classes."""
-    train_x = finite_matrix(train_x, "train features")
-    test_x = finite_matrix(test_x, "test features")
-    if train_x.shape[1] != test_x.shape[1]:
+    train_x: ArrayLike,
+    train_y: ArrayLike,
+    test_x: ArrayLike,
+    test_y: ArrayLike,
+    streamed_above: int,
+    max_iter: int,
+) -> _Data:
+    """Checked data; of more than `streamed_above` training rows the features stay in their file."""
+    streamed = len(train_x) > streamed_above
+    if streamed:
+        from peregrine.evaluation.streamed import Logistic as Model  # torch, only where needed
+        from peregrine.evaluation.streamed import standardised
+    else:
+        Model, standardised = LogisticRegression, _standardised
+        train_x = finite_matrix(train_x, "train features")
+        test_x = finite_matrix(test_x, "test features")
+    if np.shape(train_x)[1:] != np.shape(test_x)[1:]:
         raise ValueError(
             f"test features: {test_x.shape[1]} columns, but {train_x.shape[1]} in training"
         )
@@ -42,7 +75,9 @@ def _data(
     unknown = np.setdiff1d(test_y, classes)
     if unknown.size:
         raise ValueError(f"test labels: class {unknown[0]} does not occur in the training labels")
-    return train_x, train_index, test_x, np.searchsorted(classes, test_y), classes
+    train_x, test_x = standardised(train_x, test_x)
+    model = partial(Model, tol=TOLERANCE, max_iter=max_iter)
+    return _Data(train_x, train_index, test_x, np.searchsorted(classes, test_y), classes, model)
 
 
 def _standardised(train_x: NDArray, test_x: NDArray) -> tuple[NDArray, NDArray]:
@@ -63,7 +98,7 @@ def _grid(c_grid: Sequence[float]) -> list[float]:
     return grid
 
 
-def _fit(model: LogisticRegression, x: NDArray, y: NDArray) -> bool:
+def _fit(model: Any, x: Any, y: NDArray) -> bool:
     """Fits in place; whether lbfgs converged. Its warning becomes the flag; others pass through."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
@@ -75,19 +110,13 @@ def _fit(model: LogisticRegression, x: NDArray, y: NDArray) -> bool:
 
 
 def _path(
-    fit_x: NDArray,
-    fit_y: NDArray,
-    held_x: NDArray,
-    held_y: NDArray,
-    grid: list[float],
-    max_iter: int,
+    model: Any, fit_x: Any, fit_y: NDArray, held_x: Any, held_y: NDArray, grid: list[float]
 ) -> tuple[NDArray, bool]:
     """Held-out hits for every C of the ascending `grid`, and whether every fit converged.
 
     From strong to weak regularisation, each fit starting from the one before: the objective is
-    strictly convex, so the start only saves iterations.
+    strictly convex, so the start only saves iterations. `model` has warm_start on.
     """
-    model = LogisticRegression(tol=TOLERANCE, max_iter=max_iter, warm_start=True)
     hits, converged = [], True
     for c in grid:
         converged &= _fit(model.set_params(C=c), fit_x, fit_y)
@@ -110,56 +139,66 @@ def linear_probe(
     validation_share: float,
     split_seed: int,
     max_iter: int,
+    streamed_above: int,
 ) -> dict[str, float | int | list]:
     """Offline linear evaluation: multinomial logistic regression on standardised frozen features.
 
     train_x [n, f], test_x [m, f]: features; train_y [n], test_y [m]: integers. Standardised by the
     training mean and standard deviation. C: the best accuracy on a stratified share of the training
     set, the smaller C on a tie; then one fit from zero on all of it, which anyone can repeat with
-    `LogisticRegression(C=c, tol=TOLERANCE)`. Of two classes the model is the binomial one.
+    `LogisticRegression(C=c, tol=TOLERANCE)`. Of two classes the model is the binomial one. Of more
+    than `streamed_above` training rows the same is minimised over blocks of rows.
 
     Returns "accuracy" and, above 5 classes, "top5_accuracy" (of the test set), "standard_error"
     (binomial, of accuracy), "c", "c_at_edge" (-1 smallest of the grid, 1 largest, else 0), "c_grid"
     with "validation_accuracy" (lists), "converged" (the last fit), "converged_path" (all fits that
-    C was chosen from), "n_train", "n_validation", "n_test", "classes".
+    C was chosen from), "streamed" (in blocks), "n_train", "n_validation", "n_test", "classes".
     Raises ValueError on non-finite features, shapes that disagree, a class too rare to be split.
     """
-    train_x, train_y, test_x, test_y, classes = _data(train_x, train_y, test_x, test_y)
-    train_x, test_x = _standardised(train_x, test_x)
+    data = _data(train_x, train_y, test_x, test_y, streamed_above, max_iter)
     grid = _grid(c_grid)
 
-    fit, held = train_test_split(
-        np.arange(len(train_y)),
-        test_size=validation_share,
-        stratify=train_y,
-        random_state=split_seed,
+    fit, held = map(
+        np.sort,  # in the order of the file
+        train_test_split(
+            np.arange(len(data.train_y)),
+            test_size=validation_share,
+            stratify=data.train_y,
+            random_state=split_seed,
+        ),
     )
-    hits, converged_path = _path(
-        train_x[fit], train_y[fit], train_x[held], train_y[held], grid, max_iter
-    )
+    parts = data.train_x[fit], data.train_y[fit], data.train_x[held], data.train_y[held]
+    hits, converged_path = _path(data.model(warm_start=True), *parts, grid)
     chosen = int(np.argmax(hits))  # the first of equals: the smaller C
 
-    model = LogisticRegression(C=grid[chosen], tol=TOLERANCE, max_iter=max_iter)
-    converged = _fit(model, train_x, train_y)
-    accuracy = float(np.mean(model.predict(test_x) == test_y))
+    model = data.model(C=grid[chosen])
+    converged = _fit(model, data.train_x, data.train_y)
+    accuracy = float(np.mean(model.predict(data.test_x) == data.test_y))
     result = {
         "accuracy": accuracy,
-        "standard_error": float(np.sqrt(accuracy * (1.0 - accuracy) / len(test_y))),
+        "standard_error": float(np.sqrt(accuracy * (1.0 - accuracy) / len(data.test_y))),
         "c": grid[chosen],
         "c_at_edge": _edge(chosen, grid),
         "c_grid": grid,
         "validation_accuracy": (hits / len(held)).tolist(),
         "converged": converged,
         "converged_path": converged_path,
-        "n_train": len(train_y),
+        "streamed": len(data.train_y) > streamed_above,
+        "n_train": len(data.train_y),
         "n_validation": len(held),
-        "n_test": len(test_y),
-        "classes": len(classes),
+        "n_test": len(data.test_y),
+        "classes": len(data.classes),
     }
-    if len(classes) > 5:
-        order = np.argsort(-model.decision_function(test_x), axis=1, kind="stable")[:, :5]
-        result["top5_accuracy"] = float(np.mean((order == test_y[:, None]).any(axis=1)))
+    if len(data.classes) > 5:
+        top5 = _top5(model, data.test_x) == data.test_y[:, None]
+        result["top5_accuracy"] = float(np.mean(top5.any(axis=1)))
     return result
+
+
+def _top5(model: Any, x: Any) -> NDArray:
+    if isinstance(model, LogisticRegression):
+        return np.argsort(-model.decision_function(x), axis=1, kind="stable")[:, :5]
+    return model.order(x, 5)
 
 
 def few_label_probe(
@@ -173,6 +212,7 @@ def few_label_probe(
     c_grid: Sequence[float],
     split_seed: int,
     max_iter: int,
+    streamed_above: int,
 ) -> dict[str, float | int | list]:
     """Linear evaluation with `labels_per_class` labels of each class, over `draws` random subsets.
 
@@ -185,43 +225,72 @@ def few_label_probe(
     Returns "accuracy" (mean over draws), "accuracy_sd" (divisor draws - 1; absent for a single
     draw), "accuracy_draws", "c_draws", "c_at_edge_draws" (lists; -1, 0, 1 as in `linear_probe`),
     "converged" (every last fit), "converged_path" (every fit that C was chosen from),
-    "labels_per_class", "draws", "folds" (0 without validation), "n_train" (labels used by a draw),
-    "n_pool" (training samples), "n_test", "classes".
+    "labels_per_class" (of the class with the fewest), "draws", "folds" (0 without validation),
+    "n_train" (labels used by a draw), "n_pool" (training samples), "n_test", "classes".
     Raises ValueError on non-finite features, shapes that disagree, a class with too few examples.
     """
-    train_x, train_y, test_x, test_y, classes = _data(train_x, train_y, test_x, test_y)
-    grid = _grid(c_grid)
+    data = _data(train_x, train_y, test_x, test_y, streamed_above, max_iter)
     if labels_per_class < 1 or draws < 1:
         raise ValueError(
             f"labels_per_class and draws: at least 1 each, got {labels_per_class} and {draws}"
         )
-    sizes = np.bincount(train_y)
+    sizes = np.bincount(data.train_y)
     if sizes.min() < labels_per_class:
         raise ValueError(
             f"train labels: {labels_per_class} labels per class asked for, but class "
-            f"{classes[sizes.argmin()]} has {sizes.min()} examples"
+            f"{data.classes[sizes.argmin()]} has {sizes.min()} examples"
         )
-    train_x, test_x = _standardised(train_x, test_x)
-    members = [np.flatnonzero(train_y == label) for label in range(len(classes))]
+    return _drawn(data, np.full_like(sizes, labels_per_class), draws, _grid(c_grid), split_seed)
 
-    folds = min(labels_per_class, MAX_FOLDS) if labels_per_class > 1 else 0
+
+def label_share_probe(
+    train_x: ArrayLike,
+    train_y: ArrayLike,
+    test_x: ArrayLike,
+    test_y: ArrayLike,
+    *,
+    share: float,
+    draws: int,
+    c_grid: Sequence[float],
+    split_seed: int,
+    max_iter: int,
+    streamed_above: int,
+) -> dict[str, float | int | list]:
+    """`few_label_probe` with a share of each class's labels, rounded, but at least one.
+
+    So 1 % of 120 digits a class is one label, as is 1 % of 40: "n_train" says how many there were.
+    """
+    if not 0 < share < 1 or draws < 1:
+        raise ValueError(f"share and draws: inside (0, 1) and at least 1, got {share} and {draws}")
+    data = _data(train_x, train_y, test_x, test_y, streamed_above, max_iter)
+    counts = np.maximum(1, np.rint(share * np.bincount(data.train_y))).astype(np.int64)
+    return _drawn(data, counts, draws, _grid(c_grid), split_seed)
+
+
+def _drawn(
+    data: _Data, counts: NDArray[np.int64], draws: int, grid: list[float], split_seed: int
+) -> dict[str, float | int | list]:
+    """The probe with counts[j] labels of class j; see `few_label_probe`."""
+    members = [np.flatnonzero(data.train_y == label) for label in range(len(data.classes))]
+    folds = min(int(counts.min()), MAX_FOLDS) if counts.min() > 1 else 0
     # The position within the class decides the fold; the draw has put each class in random order.
-    fold = np.tile(np.arange(labels_per_class), len(classes)) % max(folds, 1)
+    fold = np.concatenate([np.arange(count) for count in counts]) % max(folds, 1)
     accuracy, chosen_draws, converged, converged_path = [], [], True, True
     for draw in range(draws):
         generator = np.random.default_rng([split_seed, draw])
-        subset = np.concatenate([generator.permutation(m)[:labels_per_class] for m in members])
-        x, y = train_x[subset], train_y[subset]
+        subset = np.concatenate([generator.permutation(m)[:k] for m, k in zip(members, counts)])
+        x, y = data.train_x[subset], data.train_y[subset]
         chosen = (len(grid) - 1) // 2
         if folds:
             hits = np.zeros(len(grid), dtype=np.int64)
             for held in (fold == f for f in range(folds)):
-                new, ok = _path(x[~held], y[~held], x[held], y[held], grid, max_iter)
+                model = data.model(warm_start=True)
+                new, ok = _path(model, x[~held], y[~held], x[held], y[held], grid)
                 hits, converged_path = hits + new, converged_path and ok
             chosen = int(np.argmax(hits))
-        model = LogisticRegression(C=grid[chosen], tol=TOLERANCE, max_iter=max_iter)
+        model = data.model(C=grid[chosen])
         converged &= _fit(model, x, y)
-        accuracy.append(float(np.mean(model.predict(test_x) == test_y)))
+        accuracy.append(float(np.mean(model.predict(data.test_x) == data.test_y)))
         chosen_draws.append(chosen)
 
     result = {
@@ -231,13 +300,13 @@ def few_label_probe(
         "c_at_edge_draws": [_edge(chosen, grid) if folds else 0 for chosen in chosen_draws],
         "converged": converged,
         "converged_path": converged_path,
-        "labels_per_class": int(labels_per_class),
+        "labels_per_class": int(counts.min()),
         "draws": int(draws),
         "folds": folds,
-        "n_train": labels_per_class * len(classes),
-        "n_pool": len(train_y),
-        "n_test": len(test_y),
-        "classes": len(classes),
+        "n_train": int(counts.sum()),
+        "n_pool": len(data.train_y),
+        "n_test": len(data.test_y),
+        "classes": len(data.classes),
     }
     if draws > 1:
         result["accuracy_sd"] = float(np.std(accuracy, ddof=1))

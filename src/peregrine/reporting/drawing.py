@@ -213,6 +213,22 @@ def _spectrum(figure: Figure, marks: pd.DataFrame, styles: Styles) -> Canvas:
     return canvas
 
 
+def _label_share(figure: Figure, marks: pd.DataFrame, styles: Styles) -> Canvas:
+    canvas, grid = new_canvas(1, len(figure.panels), 3.2)
+    for ax, panel in zip(grid[0], figure.panels, strict=True):
+        mine = marks[marks["panel"] == panel.label]
+        draw_lines(ax, mine, styles)
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(FixedLocator(sorted(set(mine["x"].astype(float)))))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.set_xlabel("labels that the probe sees, %")
+        ax.set_ylabel(panel.label)
+        _within_percent(panel, ax.get_ylim, ax.set_ylim)
+    legend(canvas, grid[0])
+    return canvas
+
+
 DRAW = {
     "metric_over_option": _over_option,
     "metric_by_row": _by_row,
@@ -223,4 +239,5 @@ DRAW = {
     "mixture": draw_mixture,
     "matrices": draw_matrices,
     "map": draw_map,
+    "label_share": _label_share,
 }

@@ -102,7 +102,8 @@ def _add(out: Evaluations, path: Path, name: str, origin: Origin) -> None:
         out.not_available.append(reading)
     for key, value in found.items():
         if key not in NO_METRICS:
-            for metric, number in numbers(SECTIONS.get((kind, key), f"{kind}/{key}"), value):
+            own = key if key.startswith("labels-") else f"{kind}/{key}"
+            for metric, number in numbers(SECTIONS.get((kind, key), own), value):
                 out.values.append((reading, metric, number))
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 
 from peregrine import files
 from peregrine.config.load import Cell, Project
+from peregrine.config.models import LABEL_SHARES
 from peregrine.config.study import Figure, Panel, Study
 from peregrine.frozen import EXTRA
 from peregrine.reporting.drawing import render
@@ -245,6 +246,18 @@ def _mixture(figure: Figure, source: Source) -> Iterator[Mark]:
                 yield Mark(panel.label, group, cell.label, k, "level", "", mean)
 
 
+def _label_share(figure: Figure, source: Source) -> Iterator[Mark]:
+    """Over the labels that a probe sees, in percent; 100: the probe with all of them."""
+    percents = [round(100 * share) for share in LABEL_SHARES]
+    metrics = {percent: f"labels-{percent}/accuracy" for percent in percents}
+    for panel, group, cell in _present(figure, source):
+        curves: dict[int, pd.Series] = {}
+        for percent, metric in {**metrics, 100: "linear/accuracy"}.items():
+            for seed, value in source.values(cell.row, panel, metric).items():
+                curves.setdefault(seed, pd.Series(dtype=float))[percent] = value
+        yield from _curves(panel, group, cell.label, curves, np.mean)
+
+
 def _matrices(figure: Figure, source: Source) -> Iterator[Pixel]:
     for panel, _, cell in _present(figure, source):
         found = source.matrices(cell.row)
@@ -267,6 +280,7 @@ MARKS: dict[str, Callable[[Figure, Source], Iterator[Mark]]] = {
     "mixture": _mixture,
     "matrices": _matrices,
     "detections": boxes,
+    "label_share": _label_share,
     "map": lambda figure, source: map_pixels(_present(figure, source), source),
 }
 

@@ -25,8 +25,11 @@ RAMPS = (
 )
 """Light, middle, dark: lightness falls along each. The middle, a colour of seaborn's palette
 'colorblind', is that of the group itself."""
-LINES = ("spectrum", "history", "mixture", "queue")
+LINES = ("spectrum", "history", "mixture", "queue", "label_share")
 """Kinds of figures that draw a line for each row."""
+
+SHADES = 5
+"""Of a hue that can be told apart, for people with a colour vision deficiency too."""
 
 Look = tuple[str, str | tuple]
 """A colour and a dash, as matplotlib takes them."""
@@ -64,8 +67,10 @@ def styles(study: Study, cells: Mapping[str, Cell]) -> Styles:
     hues = dict(zip(families, cycle(RAMPS), strict=False))
     for place, (name, rows) in enumerate(families.items()):
         mine = [row for row in rows if row in left and row not in looks]
-        shades = _shades(hues[name], len(mine))
-        looks |= dict(zip(mine, zip(shades, _dashes(place // len(RAMPS))), strict=False))
+        shades = _shades(hues[name], min(len(mine), SHADES))
+        for i, row in enumerate(mine):  # likewise
+            turn, shade = divmod(i, SHADES)
+            looks[row] = shades[shade], DASHES[(place // len(RAMPS) + turn + i) % len(DASHES)]
     taken = {middle for _, middle, _ in hues.values()}
     # Without its last three: grey is taken, yellow too pale, and there is a blue already.
     palette = [to_hex(colour) for colour in sns.color_palette("colorblind")[:7]]

@@ -1,0 +1,81 @@
+"""What a step of a run asks of a machine: memory, time and whether a GPU helps. Estimates.
+
+They are circumstances and change no number, so they are no part of a run. Asked for in full, they
+would be held against every run alike: CIFAR's needs kill a training on ImageNet, ImageNet's leave
+CIFAR waiting in a queue.
+"""
+
+import math
+from typing import NamedTuple
+
+from peregrine.config.models import Run
+
+IMAGES = {"imagenet1k": 1_281_167, "imagenet100": 126_689}
+OTHER_IMAGES = 73_257
+"""Training images; of the others SVHN has the most."""
+COST = {
+    "resnet8": (0.27, 32),
+    "resnet18": (1.8, 224),
+    "resnet50": (4.1, 224),
+    "vit_small": (4.6, 224),
+}
+"""Multiplications of one image in units of 10^9, and at how many px a side: published for the last
+three, counted for the first (width 128). A CIFAR stem keeps 16 times the positions."""
+CIFAR_STEM = 16
+RATE = 3e13
+"""Operations a second that a training gets out of a GPU: the released code of FALCON got 1.5e13 out
+of an A100, ResNet-50 in bfloat16 gets about 6e13."""
+SLICES = 4
+"""Starts of a training that runs into its time limit: retries of profiles/slurm, and one."""
+LEAST, MOST = 8, 48
+"""Hours of a slice: none is shorter, and few sites allow longer ones."""
+
+
+class Needs(NamedTuple):
+    """Memory in MB, limit in hours, and whether a GPU is used where there is one."""
+
+    mem_mb: int
+    hours: int
+    gpu: bool
+
+
+NEEDS = {
+    "pretrain": Needs(3000, LEAST, True),
+    "extract": Needs(3000, 1, True),
+    "evaluate": Needs(2000, 1, False),
+    "diagnose": Needs(2000, 1, False),
+}
+LARGE = {
+    # Ten batches of images of 256 px on the host, and what CUDA takes.
+    ("imagenet100", "pretrain"): Needs(16_000, LEAST, True),
+    ("imagenet1k", "pretrain"): Needs(16_000, LEAST, True),
+    ("imagenet100", "extract"): Needs(12_000, 2, True),
+    ("imagenet1k", "extract"): Needs(12_000, 8, True),
+    # scikit-learn's copies of 126,689 x 512 in float64; at 1.28 million, blocks on a GPU.
+    ("imagenet100", "evaluate"): Needs(8_000, 12, False),
+    ("imagenet1k", "evaluate"): Needs(16_000, 24, True),
+    # Singular values of 50,000 x 2048 in float64.
+    ("imagenet1k", "diagnose"): Needs(12_000, 4, False),
+}
+
+
+def training_hours(run: Run) -> float:
+    """Hours of a whole training at RATE: three times the operations of a pass forward."""
+    cost, side = COST[run.backbone.name]
+    stem = run.backbone.name.startswith("resnet") and run.backbone.name != "resnet8"
+    if stem and run.backbone.stem == "cifar":
+        cost *= CIFAR_STEM
+    if run.backbone.name == "resnet8":
+        cost *= (run.backbone.width / 128) ** 2
+    views = sum(view.count * (view.size / side) ** 2 for view in run.views)
+    images = IMAGES.get(run.dataset.name, OTHER_IMAGES)
+    return 3 * 2e9 * cost * views * images * run.epochs / RATE / 3600
+
+
+def needs(step: str, run: Run) -> Needs:
+    """Of a job that takes one seed; a training's limit is twice its share of SLICES."""
+    found = LARGE.get((run.dataset.name, step), NEEDS[step])
+    if step != "pretrain":
+        return found
+    hours = math.ceil(2 * training_hours(run) / SLICES)
+    return found._replace(hours=min(MOST, max(LEAST, hours)))
