@@ -6,7 +6,14 @@ import pytest
 
 from peregrine.config.study import Figure, Table
 from peregrine.reporting.published import Published
-from peregrine.reporting.scope import left_out, measured, shown_figures, shows_figure, shows_table
+from peregrine.reporting.scope import (
+    left_out,
+    measured,
+    shown_figures,
+    shown_tables,
+    shows_figure,
+    shows_table,
+)
 
 PANELS = [{"metric": "m", "label": "m"}]
 BASELINE = {"predictor": "plain", "mask": "predictor", "noise": "predictor"}
@@ -113,3 +120,24 @@ def test_a_figure_that_repeats_an_earlier_one_is_left_out():
     assert shown_figures(every, run("plain", "mask")) == [first, other]
     assert shown_figures(every, run("plain", "mask", "noise")) == every
     assert shown_figures(every[::-1], run("plain", "mask")) == [other, again, first]
+
+
+def test_a_figure_with_fewer_panels_of_the_same_rows_is_left_out_too():
+    texts = {"title": "T", "caption": "C", "kind": "metric_by_row", "groups": {"x": ["mask"]}}
+    panels = [{"metric": f"{name}/accuracy", "label": name} for name in ("linear", "few")]
+    both = Figure(id="a", panels=panels, **texts)
+    one = Figure(id="b", panels=panels[1:], **texts)
+    assert shown_figures([both, one], run("mask")) == [both]
+    assert shown_figures([one, both], run("mask")) == [one, both]
+
+
+def test_a_table_that_repeats_an_earlier_one_is_left_out():
+    """The same rows over the same baselines; published numbers are something to show."""
+    first = table(id="a", rows=["plain", "mask", "noise"], baseline=BASELINE)
+    again = table(id="b", rows=["plain", "mask"], baseline=BASELINE)
+    other = table(id="c", rows=["plain", "mask"], baseline={"mask": "plain"})
+    ran = run("plain", "mask", "noise")
+    assert shown_tables([first, again, other], ran, {}) == [first, other]
+    assert shown_tables([again, first], ran, {}) == [again, first]
+    printed = table(id="d", rows=["mask"], baseline=BASELINE, published="1")
+    assert shown_tables([first, printed], ran, {}) == [first, printed]

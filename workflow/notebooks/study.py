@@ -227,7 +227,9 @@ def text(cell, column):
     if cell.missing or cell.failed:
         lost_text = f", {cell.failed} failed" if cell.failed else ""
         lines.append(f"{cell.seeds} of {len(seeds)} seeds{lost_text}")
-    if not pd.isna(cell.gain) and not column["metric"].endswith(("_chance", "_ceiling")):
+    if not pd.isna(cell.gain) and not column["metric"].endswith(
+        ("_chance", "_ceiling", "/n_train")
+    ):
         low, high = (f"{times * end:+.{digits}f}" for end in (cell.gain_low, cell.gain_high))
         lines.append(f"gain {times * cell.gain:+.{digits}f} ({low} to {high})")
     if not pd.isna(cell.published):

@@ -20,12 +20,12 @@ from peregrine.reporting.collect import read_collected
 from peregrine.reporting.document_claims import printed_claim
 from peregrine.reporting.figures import pictures
 from peregrine.reporting.published import Cells, Published, published_of
-from peregrine.reporting.scope import left_out, shown_figures, shows_table
+from peregrine.reporting.scope import Rows, left_out, measured, shown_figures, shown_tables
 from peregrine.reporting.stands_in import stands_in, unverified
 from peregrine.reporting.tables import overlaid
 from peregrine.reporting.words import NO_BREAK, fixed, listed, named, plain, prose
 
-REFERENCES = ("_chance", "_ceiling")
+REFERENCES = ("_chance", "_ceiling", "/n_train")
 """Metrics that end so are what others are held against: they have no gain of their own."""
 
 Line = dict[str, str]
@@ -69,7 +69,7 @@ def document(project: Project, study: Study, collected: Collected, config: Path)
     _check(project, study, collected)
     published = published_of(study, config)
     labels = {name: row.label for name, row in study.rows.items()}
-    tables = [table for table in study.tables if shows_table(table, cells, published)]
+    tables = shown_tables(study.tables, cells, published)
     figures = shown_figures(study.figures, cells)
     return {
         "declared": _declared(study, cells, published, labels, tables, figures)
@@ -86,7 +86,7 @@ def document(project: Project, study: Study, collected: Collected, config: Path)
                 printed_claim(claim, declared.not_run, labels)
                 for claim, declared in zip(collected.claims, study.claims, strict=True)
             ],
-            "tables": [_table(table, study, collected, published) for table in tables],
+            "tables": [_table(table, study, collected, published, cells) for table in tables],
             "figures": [
                 {
                     "file": f"{figure.id}.svg",
@@ -126,7 +126,11 @@ def document(project: Project, study: Study, collected: Collected, config: Path)
 
 def _knobs(project: Project) -> Iterator[tuple[str, Any]]:
     """What was fixed before results: the protocol, and the detection where one is run."""
-    yield from project.protocol.model_dump(mode="json").items()
+    for key, value in project.protocol.model_dump(mode="json").items():
+        inner = value.items() if isinstance(value, dict) else ()
+        yield from ((f"{key} {name}", number) for name, number in inner)
+        if not inner:
+            yield key, value
     if project.detection is not None:
         yield "detection", project.detection.name
         for part in (project.detection.chosen.data, project.detection.chosen.detection):
@@ -201,11 +205,15 @@ def tally(runs: Sequence[Line]) -> str:
     return ", ".join([f"{states['finished']} of {len(runs)} seeds finished", *others])
 
 
-def _table(table: Table, study: Study, collected: Collected, published: Cells) -> dict[str, Any]:
+def _table(
+    table: Table, study: Study, collected: Collected, published: Cells, cells: Rows
+) -> dict[str, Any]:
     notes: list[str] = []
     lines, seeds = collected.tables[table.id], Counter(run["row"] for run in collected.runs)
     by_place = {(line["row"], line["column"]): line for line in lines}
-    ran = {line["row"] for line in lines if line["run"] or line["published"]}
+    asked = {row for column in table.columns for row in measured([column.metric], cells)}
+    ran = {line["row"] for line in lines if line["run"] and line["row"] in asked}
+    ran |= {line["row"] for line in lines if line["published"]}
     absent = [study.rows[row].label for row in table.rows if row not in ran]
     unknown: dict[str, list[str]] = {}
 
@@ -229,7 +237,7 @@ def _table(table: Table, study: Study, collected: Collected, published: Cells) -
         f"Published numbers of {'; '.join(labels)}: {why}." for why, labels in unknown.items()
     ]
     if absent:
-        remarks.append(f"Not run at this scale, nor published: {listed(absent)}.")
+        remarks.append(f"Not measured at this scale, nor published: {listed(absent)}.")
     return {
         "title": table.title,
         "note": prose(table.note),

@@ -53,22 +53,45 @@ def shows_figure(figure: Figure, cells: Rows) -> bool:
     return bool(own)
 
 
+def shown_tables(tables: Sequence[Table], cells: Rows, published: Cells) -> list[Table]:
+    """Those to show, without one whose every number of ours an earlier one shows."""
+    shown: list[Table] = []
+    for table in filter(lambda each: shows_table(each, cells, published), tables):
+        if table.published or not any(_printed(table, cells) <= _printed(t, cells) for t in shown):
+            shown.append(table)
+    return shown
+
+
+def _printed(table: Table, cells: Rows) -> set[tuple]:
+    return {
+        (row, table.baseline.get(row), column.metric, column.reading)
+        for row in table.rows
+        for column in table.columns
+        if row in cells
+    }
+
+
 def shown_figures(figures: Sequence[Figure], cells: Rows) -> list[Figure]:
-    """Those to show, without one all of whose rows an earlier one shows in the same way."""
+    """Those to show, without one that an earlier one of its kind repeats, rows and panels."""
     shown: list[Figure] = []
     for figure in filter(lambda each: shows_figure(each, cells), figures):
         alike = [each for each in shown if _way(each) == _way(figure)]
-        if not any(_run(figure, cells) <= _run(each, cells) for each in alike):
+        if not any(_drawn(figure, cells) <= _drawn(each, cells) for each in alike):
             shown.append(figure)
     return shown
 
 
 def _way(figure: Figure) -> tuple:
-    return figure.kind, figure.panels, figure.option, figure.control
+    return figure.kind, figure.option, figure.control
 
 
-def _run(figure: Figure, cells: Rows) -> set[str]:
-    return {row for group in figure.groups.values() for row in group if row in cells}
+def _drawn(figure: Figure, cells: Rows) -> set[tuple]:
+    return {
+        (row, figure.baseline.get(row), panel.metric, panel.reading)
+        for row in (row for group in figure.groups.values() for row in group)
+        for panel in figure.panels
+        if row in cells
+    }
 
 
 def _own(rows: Iterable[str], baseline: Mapping[str, str], cells: Rows) -> list[str]:
