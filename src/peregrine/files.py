@@ -35,12 +35,12 @@ MAPPED = {"U8": "|u1", "I64": "<i8", "F32": "<f4", "F64": "<f8"}
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data` at once; the folder is made where it is missing."""
-    with _replaced(path) as stream:
+    with replaced(path) as stream:
         stream.write(data)
 
 
 @contextmanager
-def _replaced(path: Path) -> Iterator[BinaryIO]:
+def replaced(path: Path) -> Iterator[BinaryIO]:
     """A new file, to read and write, that takes the place of `path` at the end and only then."""
     temporary = path.parent / f".tmp-{os.getpid()}-{path.name}"
     try:
@@ -223,7 +223,7 @@ class TensorStream:
 @contextmanager
 def streamed_tensors(path: Path, **metadata: str) -> Iterator[TensorStream]:
     """What `write_tensors` does, for arrays that do not fit into memory."""
-    with _replaced(path) as stream:
+    with replaced(path) as stream:
         tensors = TensorStream(stream, metadata)
         yield tensors
         tensors.close()

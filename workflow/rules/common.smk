@@ -15,6 +15,7 @@ from peregrine.config.models import SourceSpec
 from peregrine.config.resources import needs
 from peregrine.data.sources import source
 from peregrine.errors import UserError
+from peregrine.places import is_adopted, seed_folder
 
 try:
     PROJECT = load(Path("config"), **config)
@@ -139,13 +140,16 @@ def results_of_study(wildcards):
         *(f"{reading}/spectrum.csv" for reading in READINGS),
         "corrected/matrices.safetensors",
     ]
-    # Extra evaluations: of the rows for which the study asks.
-    return [
-        f"{RUNS}/{cell.id}/seed-{seed}/{name}"
-        for cell in PROJECT.of(wildcards.study).values()
-        for seed in PROJECT.scale.seeds
-        for name in (*names, *(f"corrected/{kind}-{PROTOCOL}.json" for kind in cell.evaluations))
-    ]
+    wanted = []
+    for cell in PROJECT.of(wildcards.study).values():
+        # Extra evaluations: of the rows for which the study asks.
+        extra = [f"corrected/{kind}-{PROTOCOL}.json" for kind in cell.evaluations]
+        for seed in PROJECT.scale.seeds:
+            place = seed_folder(Path(RESULTS), cell.id, seed)
+            # No rule makes what was adopted: what a bundle has not brought is not asked for.
+            here = is_adopted(place)
+            wanted += [place / n for n in (*names, *extra) if not here or (place / n).is_file()]
+    return list(map(str, wanted))
 
 
 # A job asks for a GPU only where there is one; else a laptop would train one run at a time.

@@ -57,9 +57,7 @@ def draw_figures(project: Project, study: str, results: Path) -> list[Path]:
     """
     plan, folder = project.study(study), results / project.scale.name / study
     scale = project.scale
-    every = Source(
-        project.of(study), from_csv(folder), results / "runs", scale.seeds, scale.protocol
-    )
+    every = Source(project.of(study), from_csv(folder), results, scale.seeds, scale.protocol)
     looks = styles(plan, every.cells)
     known = {figure.id for figure in plan.figures}
     for path in (folder / "figures").rglob("*"):  # of a figure that the study has no longer

@@ -12,6 +12,7 @@ from peregrine import files
 from peregrine.config.load import Cell
 from peregrine.config.study import Panel
 from peregrine.errors import UserError
+from peregrine.places import seed_folder
 from peregrine.reporting.evaluations import verify
 from peregrine.reporting.records import Records
 
@@ -76,7 +77,7 @@ class Source:
 
     cells: dict[str, Cell]
     records: Records
-    runs: Path
+    results: Path
     seeds: tuple[int, ...]
     protocol: str
 
@@ -99,7 +100,7 @@ class Source:
         states = {run.seed: run.status for run in self.records.seeds(row)}
         out = {}
         for seed in self.seeds:
-            place = self.runs / self.cells[row].id / f"seed-{seed}"
+            place = seed_folder(self.results, self.cells[row].id, seed)
             if states.get(seed) != "stale" and (place / name).is_file():
                 self._verify(place, name)
                 out[seed] = read_curve(place / name)
@@ -109,7 +110,7 @@ class Source:
         """(seed, arrays) of the first seed that has matrices; none for a row of mixed seeds."""
         states = {run.seed: run.status for run in self.records.seeds(row)}
         for seed in () if self.records.mixed(row) else self.seeds:
-            place = self.runs / self.cells[row].id / f"seed-{seed}"
+            place = seed_folder(self.results, self.cells[row].id, seed)
             if states.get(seed) != "stale" and (place / MATRICES).is_file():
                 self._verify(place, MATRICES)
                 arrays, _ = files.read_tensors(place / MATRICES)
@@ -122,7 +123,7 @@ class Source:
         states = {run.seed: run.status for run in self.records.seeds(row)}
         asked = row in self.cells and "detection" in self.cells[row].evaluations
         for seed in self.seeds if asked and not self.records.mixed(row) else ():
-            place = self.runs / self.cells[row].id / f"seed-{seed}" / "corrected"
+            place = seed_folder(self.results, self.cells[row].id, seed) / "corrected"
             record = place / f"detection-{self.protocol}.json"
             if states.get(seed) != "stale" and record.is_file():
                 found = files.read_json(record)

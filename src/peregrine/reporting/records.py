@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from peregrine import files
 from peregrine.config import fingerprint
@@ -19,6 +19,7 @@ from peregrine.config.load import Cell, Project
 from peregrine.config.study import Study
 from peregrine.errors import UserError
 from peregrine.frozen import EXTRA, data_of, weights_of
+from peregrine.places import ADOPTED, seed_folder
 from peregrine.reporting.evaluations import EVALUATIONS, Origin, read_evaluations, verify
 from peregrine.reporting.published import Cells, read_csv
 
@@ -150,8 +151,10 @@ def read_records(project: Project, study: str, results: Path) -> Records:
     measurements: list[Measurement] = []
     runs: list[SeedRun] = []
     for cell in project.of(study).values():
-        folder = results / "runs" / cell.id
-        seeds = [read_seed(folder, cell, seed, project) for seed in project.scale.seeds]
+        seeds = [
+            read_seed(seed_folder(results, cell.id, seed), cell, seed, project)
+            for seed in project.scale.seeds
+        ]
         runs += judged([run for run, _, _ in seeds], [facts for _, facts, _ in seeds])
         for _, _, values in seeds:
             measurements += values
@@ -200,14 +203,13 @@ Facts = dict[str, str]
 
 
 def read_seed(
-    folder: Path, cell: Cell, seed: int, project: Project
+    place: Path, cell: Cell, seed: int, project: Project
 ) -> tuple[SeedRun, Facts | None, list[Measurement]]:
-    """What one seed has left in `folder`/seed-{seed}; facts are None where nothing is complete.
+    """What one seed has left in the folder `place`; facts are None where nothing is complete.
 
     Raises:
         UserError: a file that is there but damaged, changed, or of another run.
     """
-    place = folder / f"seed-{seed}"
     name = SeedRun(cell.row, cell.label, cell.id, seed, "missing", "", "", "", "", "", "")
     if not place.is_dir():
         return name, None, []
@@ -238,8 +240,10 @@ def read_seed(
         raise UserError(
             f"{place / 'manifest.json'} belongs to run {owner[0]}, seed {owner[1]}; move the folder"
         )
+    adopted = read_adopted(place)
     for file, checksum in written.items():
-        verify(place / file, checksum, "pretrain")
+        if file in adopted.get("files", written):  # weights need not have come along
+            verify(place / file, checksum, "pretrain")
     origin = Origin(
         cell.id,
         seed,
@@ -266,6 +270,8 @@ def read_seed(
     older = _older(origin.method, code, parts)
     older += [f"older code of {step}" for step in found.older]
     notes = [detail] if detail else []
+    if adopted:
+        notes.append("adopted")
     if unread:
         notes.append(f"not evaluated: {', '.join(unread)}")
     notes += older
@@ -285,6 +291,20 @@ def read_seed(
     run = run._replace(not_available=" ".join(found.not_available))
     facts = {"data": data, "code": code, "accept_unverified": trust, **found.code}
     return run, facts, sorted(values, key=lambda m: m[5:8])
+
+
+def read_adopted(place: Path) -> dict[str, Any]:
+    """What a bundle has brought there, all of it with its sum; empty for results made here.
+
+    Raises:
+        UserError: a file is missing or was changed since.
+    """
+    if not (place / ADOPTED).is_file():
+        return {}
+    record = files.read_json(place / ADOPTED)
+    for name, checksum in record["files"].items():
+        verify(place / name, checksum, "adopt")
+    return record
 
 
 def _older(method: str, code: str, parts: Mapping[str, str]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from peregrine.config.load import Cell, Project
 from peregrine.errors import UserError
 from peregrine.files import read_tensors
+from peregrine.places import own_folder, seed_folder
 from peregrine.reporting.records import FAILED, SeedRun, judged, read_seed
 
 STATES = {
@@ -59,11 +60,10 @@ def states(project: Project, studies: Sequence[str], results: Path) -> list[Seed
 
 
 def _row(project: Project, cell: Cell, results: Path) -> list[SeedState]:
-    folder = results / "runs" / cell.id
     read, damaged = [], {}
     for seed in project.scale.seeds:
         try:
-            read.append(read_seed(folder, cell, seed, project)[:2])
+            read.append(read_seed(seed_folder(results, cell.id, seed), cell, seed, project)[:2])
         except UserError as error:
             damaged[seed] = str(error)
     found = {run.seed: run for run in judged([r for r, _ in read], [facts for _, facts in read])}
@@ -72,7 +72,7 @@ def _row(project: Project, cell: Cell, results: Path) -> list[SeedState]:
         if seed in damaged:
             state, detail = "damaged", damaged[seed]
         else:
-            state, detail = _state(found[seed], folder / f"seed-{seed}", cell.run.epochs)
+            state, detail = _state(found[seed], own_folder(results, cell.id, seed), cell.run.epochs)
         out.append(SeedState(cell.study, cell.row, cell.label, cell.id, seed, state, detail))
     return out
 
