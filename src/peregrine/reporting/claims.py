@@ -271,8 +271,10 @@ def _differences(
 
 def _counted(finding: Finding, evidence: Evidence) -> Finding:
     """With the seeds that are missing or failed, and rows whose seeds may not be averaged."""
-    records = evidence.records
-    counts = [records.counts(row, _series(finding.test, row, evidence)) for row in finding.rows]
+    records, test = evidence.records, finding.test
+    counts = [
+        records.counts(row, test.metric, _series(test, row, evidence)) for row in finding.rows
+    ]
     mixed = [row for row in finding.rows if records.mixed(row)]
     note = f"mixed seeds, not averaged: {', '.join(mixed)}" if mixed else ""
     return replace(

@@ -105,15 +105,17 @@ class Records:
         lacks = any(reading in run.not_available.split() for run in self.seeds(row))
         return lacks and not self.values(row, metric, reading)
 
-    def counts(self, row: str, used: Mapping[int, float]) -> tuple[int, int]:
+    def counts(self, row: str, metric: str, used: Mapping[int, float]) -> tuple[int, int]:
         """(missing, failed) seeds of a row: missing of those not `used`, failed of all of them.
 
-        A collapsed seed is evaluated as it ended, and is a failed one all the same.
+        A collapsed seed is evaluated as it ended, and is a failed one all the same; so is a seed
+        whose evaluation that has the metric diverged, as a fine-tuning may.
         """
         seeds = self.seeds(row)
+        diverged = self.values(row, f"{metric.partition('/')[0]}/diverged_at", "corrected")
         lost = [run for run in seeds if run.seed not in used and not run.failed]
         missing = sum(run.status in ("missing", "incomplete", "stale") for run in lost)
-        return missing, sum(run.failed for run in seeds)
+        return missing, sum(run.failed or run.seed in diverged for run in seeds)
 
 
 @dataclass(frozen=True)
