@@ -54,7 +54,7 @@ class Detection(Model):
         description="c4: one map, the last stage sees each region; fpn: a pyramid of all stages."
     )
     short_sides: tuple[Side, ...] = Field(
-        min_length=1, description="px; one drawn for each step, the last one for the test."
+        min_length=1, description="px; one drawn for each image, the last one for the test."
     )
     long_side: Side = Field(description="px, at most.")
     anchors: tuple[Annotated[int, Field(ge=1)], ...] = Field(
