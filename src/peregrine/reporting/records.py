@@ -112,10 +112,14 @@ class Records:
         whose evaluation that has the metric diverged, as a fine-tuning may.
         """
         seeds = self.seeds(row)
-        diverged = self.values(row, f"{metric.partition('/')[0]}/diverged_at", "corrected")
         lost = [run for run in seeds if run.seed not in used and not run.failed]
         missing = sum(run.status in ("missing", "incomplete", "stale") for run in lost)
-        return missing, sum(run.failed or run.seed in diverged for run in seeds)
+        return missing, len(self.failed(row, metric))
+
+    def failed(self, row: str, metric: str) -> set[int]:
+        """The failed seeds of a row, as `counts` counts them."""
+        diverged = self.values(row, f"{metric.partition('/')[0]}/diverged_at", "corrected")
+        return {run.seed for run in self.seeds(row) if run.failed or run.seed in diverged}
 
 
 @dataclass(frozen=True)
