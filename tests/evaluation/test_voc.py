@@ -106,6 +106,7 @@ BOMB = """<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]>
         ),
         (lambda t: (t / "JPEGImages/three.jpg").unlink(), "three.jpg cannot be read"),
         (lambda t: (t / "JPEGImages/three.jpg").write_bytes(b"GIF"), "three.jpg cannot be read"),
+        (lambda t: write_image(t, "three", [], size=(99, 6)), "is 99 x 6 px, too narrow for a det"),
         (
             lambda t: write_image(t, "three", [], text="<a><object/></a>"),
             "three.xml: an object lacks one of xmin, ymin, xmax, ymax",

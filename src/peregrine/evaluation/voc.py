@@ -17,6 +17,9 @@ from PIL import Image
 from peregrine.config.detection import BoxData
 from peregrine.errors import UserError, refusal
 
+NARROWEST = 16
+"""Longest side over the shortest: resized to the smallest long_side, a pixel is still left."""
+
 COUNTED = (
     *("images", "images_without_objects", "dropped_images"),
     *("objects", "difficult", "zero_area", "unknown_class", "cut_at_the_edge"),
@@ -157,6 +160,10 @@ def _example(name: str, tree: Path, path: Path, text: bytes, data: BoxData, out:
         raise UserError(f"{image} cannot be read: {refusal(error)}") from None
     except Exception as error:  # more pixels, or longer notes, than Pillow takes
         raise UserError(f"{image} is no image that can be used ({error}); replace it") from None
+    if max(width, height) > NARROWEST * min(width, height):
+        raise UserError(
+            f"{image} is {width} x {height} px, too narrow for a detector; name it under drop"
+        )
     boxes, labels, difficult = [], [], []
     for thing in root.iter("object"):
         kind = (thing.findtext("name") or "").strip()
