@@ -100,6 +100,12 @@ def is_folders(wildcards):
     return wildcards.dataset.startswith("imagenet")
 
 
+def extracted_by(wildcards):
+    """What of the protocol features depend on; images in folders differ in size."""
+    data = source(PROJECT.run(wildcards.run).dataset.name)
+    return PROJECT.protocol.of_features(bool(data.folders))
+
+
 def code_of(step):
     """Fingerprint of a step's code for the run of the wildcards: a change makes results stale."""
 

@@ -20,7 +20,7 @@ rule extract:
     params:
         scale=SCALE,
         code=code_of("extract"),
-        protocol=[PROJECT.protocol.embedding_sample, PROJECT.protocol.view_sample],
+        protocol=extracted_by,
         threads=PROJECT.scale.training_threads,
         seeds=seed_options,
     message:

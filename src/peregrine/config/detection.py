@@ -138,7 +138,13 @@ def plan(file: DetectionFile, path: Path, scale: Scale, config: Config) -> Plann
     detection = file.detections[name]
     if detection.data not in config.detection_data:
         return None
-    place = Path(config.detection_data[detection.data]).expanduser()
+    place = Path(config.detection_data[detection.data])
+    try:
+        place = place.expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"config.yaml: detection_data: {place}: nobody of that name is known here"
+        ) from None
     return Planned(name, Chosen(data=file.data[detection.data], detection=detection), place)
 
 
