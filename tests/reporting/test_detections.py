@@ -13,6 +13,7 @@ from peregrine import files
 from peregrine.config import fingerprint
 from peregrine.config.identity import digest
 from peregrine.config.load import load
+from peregrine.errors import UserError
 from peregrine.reporting.scope import left_out, shows_figure, shows_table
 
 DATA = {"title": "t", "licence": "l", "classes": ["cat"], "train": ["a"], "test": ["b"]}
@@ -153,3 +154,15 @@ def test_without_a_picture_the_figure_says_so(world):
     configured(world)
     assert world.lines("figures/data/boxes.csv") == []
     assert (world.results / "mini/toy/figures/boxes.png").stat().st_size > 1000
+
+
+def test_rows_fine_tuned_on_different_images_are_refused(world):
+    configured(world)
+    for row, images in (("small", "i"), ("large", "i")):
+        for seed in range(3):
+            detected(world, row, seed, 0.4, images=images)
+    world.collect()
+    for seed in range(3):
+        detected(world, "large", seed, 0.4, images="j")
+    with pytest.raises(UserError, match="were fine-tuned on different images"):
+        world.collect()

@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 from peregrine import files
 from peregrine.config import fingerprint
-from peregrine.config.identity import digest
+from peregrine.config.identity import digest, protocol_digest
 from peregrine.config.load import Cell, Project
 from peregrine.config.study import Study
 from peregrine.errors import UserError
 from peregrine.frozen import EXTRA, data_of, weights_of
-from peregrine.reporting.evaluations import EVALUATIONS, Origin, read_evaluations, verify
+from peregrine.reporting.evaluations import EVALUATIONS, IMAGES, Origin, read_evaluations, verify
 from peregrine.reporting.published import Cells, read_csv
 
 FAILED = ("collapsed", "nan")
@@ -151,16 +151,27 @@ def read_records(project: Project, study: str, results: Path) -> Records:
     """Everything that the runs of `study` have left so far; what is not there is said, not raised.
 
     Raises:
-        UserError: a file that is there but damaged, changed, or of another run.
+        UserError: a file that is there but damaged, changed, or of another run; or rows whose
+            detectors were fine-tuned on different images.
     """
     measurements: list[Measurement] = []
     runs: list[SeedRun] = []
+    images: dict[str, str] = {}
     for cell in project.of(study).values():
         folder = results / "runs" / cell.id
         seeds = [read_seed(folder, cell, seed, project) for seed in project.scale.seeds]
         runs += judged([run for run, _, _ in seeds], [facts for _, facts, _ in seeds])
-        for _, _, values in seeds:
+        sums = set()
+        for _, facts, values in seeds:
             measurements += values
+            sums |= {value for name, value in (facts or {}).items() if name.startswith(IMAGES)}
+        if len(sums) == 1:  # seeds that differ are called mixed
+            images.setdefault(sums.pop(), f"run {cell.id}")
+    if len(images) > 1:
+        raise UserError(
+            f"{results / 'runs'}: detectors of {' and '.join(images.values())} were fine-tuned on"
+            " different images; delete the detection-*.json of one and run detect again"
+        )
     return Records(measurements, runs)
 
 
@@ -246,6 +257,9 @@ def read_seed(
         )
     for file, checksum in written.items():
         verify(place / file, checksum, "pretrain")
+    own_digests = {"robustness": protocol_digest(project.protocol, "robustness")}
+    if project.detection:
+        own_digests["detection"] = digest(project.detection.chosen)
     origin = Origin(
         cell.id,
         seed,
@@ -254,9 +268,9 @@ def read_seed(
         weights,
         trained_on,
         project.scale.protocol,
-        digest(project.protocol),
+        protocol_digest(project.protocol),
         (*EVALUATIONS, *cell.evaluations),
-        {"detection": digest(project.detection.chosen)} if project.detection else {},
+        own_digests,
     )
 
     key = (cell.study, cell.row, cell.label, cell.id, seed)
