@@ -182,6 +182,7 @@ def evaluated(backbone: nn.Module, data: Prepared) -> dict[str, float]:
         validation_share=protocol.linear_validation_share,
         split_seed=protocol.split_seed,
         max_iter=protocol.linear_max_iter,
+        streamed_above=protocol.streamed_above,
     )
     near = knn_classify(*arrays, k=protocol.knn_k, temperature=protocol.knn_temperature)
     return {"linear": probe["accuracy"], "knn": near["accuracy"]}

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import numpy as np
 
 from peregrine.config.fingerprint import fingerprint
-from peregrine.config.identity import digest
+from peregrine.config.identity import protocol_digest
 from peregrine.config.models import Extra, Model
 from peregrine.errors import UserError
 from peregrine.files import map_tensors, read_json, sha256, write_json
@@ -116,7 +116,8 @@ def write_result(
         result: the numbers.
     """
     name, values = protocol
-    origin = {"weights": facts["weights"], "data": facts["data"], "protocol": digest(values)}
+    origin = {"weights": facts["weights"], "data": facts["data"]}
+    origin["protocol"] = protocol_digest(values, kind)
     if kind in EXTRA:
         origin["step"] = fingerprint(STEPS[kind], facts["method"])
         origin |= {key: facts[key] for key in ("images",) if key in facts}

@@ -1,8 +1,8 @@
 """Named streams of random numbers: everything random is keyed by (seed, stream, epoch, step).
 
 No generator state is ever saved: a resumed run asks for the same key and gets the same numbers.
-Streams in use: init, order, views, method, backbone, probe, evaluation, robustness,
-data/part.
+Streams in use: init, order, views, method, backbone, dictionary, probe, evaluation, robustness,
+detection, theory, data/part.
 """
 
 import hashlib

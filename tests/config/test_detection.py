@@ -73,6 +73,11 @@ def test_without_both_the_file_is_not_even_read(folder):
     ("name", "more", "message"),
     [
         ("config.yaml", {"detection_data": {"dogs": "d"}}, "names 'dogs'"),
+        (
+            "config.yaml",
+            {"detection_data": {"cats": "~nobody-here/d"}},
+            "detection_data: ~nobody-here/d: nobody of that name",
+        ),
         ("scales/tiny.yaml", {"detection": "c5"}, "detection 'c5' is not in"),
         ("detection.yaml", {"detections": {"c4": C4 | {"data": "dogs"}}}, "data 'dogs' is none"),
         ("detection.yaml", {"detections": {"c4": C4 | {"long_side": 32}}}, "long_side is shorter"),

@@ -204,6 +204,8 @@ def test_extra_evaluations_are_of_the_rows_that_are_run(edit):
     edit(SCALE, "studies/one/evaluations", {"detection": ["first"]})
     assert found() == {"first": ("robustness",)}
     assert "no row 'x'" in refusal(edit(SCALE, "studies/one/evaluations", {"detection": ["x"]}))
+    message = refusal(edit(SCALE, "studies/one/evaluations", {"robustness": ["nan"]}))
+    assert "studies.one.evaluations.robustness: row 'nan' is not run here" in message
     edit(SCALE, "studies/one/evaluations", {})
     message = refusal(edit(STUDY, "evaluations", {"detection": ["fist"]}))
     assert "evaluations: detection: there is no row 'fist'; did you mean 'first'?" in message

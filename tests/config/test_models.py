@@ -4,6 +4,7 @@ import pytest
 
 from peregrine.config.identity import run_id
 from peregrine.config.load import build_run
+from peregrine.config.models import Protocol
 from peregrine.errors import UserError
 from peregrine.methods.build import loss_batch
 
@@ -23,6 +24,8 @@ BASE = {"dataset": {"name": "digits"}, "views": [{"count": 2}], "method": {"name
         ({"batch_size": 64, "accumulate": {"steps": 3}}, "3 must cut batch_size 64 into equal"),
         ({"batch_size": 4, "accumulate": {"steps": 4}}, "parts of at least 2 images"),
         ({"accumulate": {"steps": 0}}, "accumulate.steps"),
+        ({"method": {"codes": 10**400}}, "method falcon: codes: an integer of more than 64 bits"),
+        ({"views": [{"size": 10**400}]}, "views.0.size: an integer of more than 64 bits"),
         ({"optimizer": {"eta": 0}}, "optimizer.eta"),
         ({"dataset": {"imbalance": 0.5}}, "dataset.imbalance: input should be greater than or eq"),
         ({"dataset": {"imbalance": "x"}}, "dataset.imbalance"),
@@ -67,6 +70,12 @@ def test_refused(fields, message):
 )
 def test_only_resnet8_has_its_width_in_the_id(backbone, slug):
     assert run_id(build_run([BASE, {"backbone": backbone}], "x")).rpartition("-")[0] == slug
+
+
+def test_what_of_the_protocol_features_depend_on():
+    protocol = Protocol.model_construct(embedding_sample=5, view_sample=7, centre_share=0.5)
+    assert protocol.of_features(sizes_differ=True) == [5, 7, 0.5]
+    assert protocol.of_features(sizes_differ=False) == [5, 7]
 
 
 def test_the_batch_of_a_loss():

@@ -240,3 +240,14 @@ def test_paper_bs_image_net_rows_have_its_budget_and_solo_learns_settings():
         if table.id == "imagenet1k":
             assert set(table.published_rows.values()) == {"NN", "NNCLR as quoted"}
             assert set(known) == {"infonce-parallel-nn-imagenet1k", "nnclr-imagenet1k"}
+
+
+@pytest.mark.parametrize("base", ["infonce", "infonce-predictor"])
+def test_what_detaching_the_target_does_has_a_row_of_its_own(base):
+    """Else a gain of FA over an attached baseline would be credited to the operator alone."""
+    cells, study = paper().of("feature_augmentation"), paper().study("feature_augmentation")
+    detached, attached = (cells[row].run for row in (f"{base}-detached", base))
+    assert attached.method | {"detach_target": True} == detached.method != attached.method
+    assert detached.model_copy(update={"method": attached.method}) == attached
+    [table] = [table for table in study.tables if table.id == "gradient-flow"]
+    assert table.baseline[f"{base}-detached"] == base

@@ -189,6 +189,14 @@ def test_the_head_of_an_untrained_net_is_normalised_by_the_training_images(
     assert head.norm.momentum == 0.1
 
 
+def test_what_a_killed_extraction_left_is_removed(trained, tiny_data, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    leftover = tmp_path / "run" / "corrected" / ".tmp-1-features.safetensors"
+    leftover.write_bytes(b"half")
+    extract(tmp_path / "run", tiny_data, CPU, 40)
+    assert not leftover.exists()
+
+
 def test_features_of_older_weights_are_refused(trained, tiny_data, tmp_path):
     """Weights trained again under features that stayed."""
     folder = tmp_path / "run"

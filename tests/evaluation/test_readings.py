@@ -13,6 +13,7 @@ from peregrine.data.views import make_views
 from peregrine.diagnostics import geometry, mixture, released
 from peregrine.diagnostics.collapse import spectrum
 from peregrine.diagnostics.diagnose import diagnose
+from peregrine.errors import UserError
 from peregrine.evaluation import features
 from peregrine.evaluation.evaluate import evaluate
 from peregrine.evaluation.features import extract, load_method, load_run
@@ -194,6 +195,20 @@ def test_probes_with_a_share_of_the_labels_stand_beside_the_others(two_branch):
     assert found["all"]["n_train"] == 96 and found["all"]["streamed"] is False
     assert found["labels-25"]["n_train"] == 24
     assert 0 <= found["labels-25"]["accuracy"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"few_labels_per_class": 97}, "standard, few_labels_per_class asks for 97; change that"),
+        ({"linear_validation_share": 0.001}, "cuts 96 images into 95 and 1, and there are"),
+        ({"linear_validation_share": 0.999}, "cuts 96 images into 0 and 96"),
+    ],
+)
+def test_a_class_with_too_few_images_is_one_line(two_branch, change, message):
+    with pytest.raises(UserError, match=message) as error:
+        evaluate(two_branch, "corrected", "standard", PROTOCOL.model_copy(update=change))
+    assert "training images" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_evaluations_in_blocks_say_the_same(two_branch, tmp_path):

@@ -93,12 +93,20 @@ BOMB = """<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]>
         (lambda t: write_list(t, "b", ["one"]), "image one is in train and in test"),
         (lambda t: write_list(t, "b", ["three", "three"]), "image three is listed twice"),
         (lambda t: write_list(t, "b", ["../one"]), "'../one' is no name of an image"),
+        (lambda t: write_list(t, "b", ["th\0ree"]), r"'th\x00ree' is no name of an image"),
         (lambda t: write_list(t, "b", [""]), "b.txt lists no image"),
         (lambda t: (t / "ImageSets/Main/b.txt").unlink(), "b.txt does not exist; detection_data"),
         (lambda t: (t / "Annotations/three.xml").write_text("<a>"), "three.xml is no annotation"),
         (lambda t: (t / "Annotations/three.xml").write_text(BOMB), "three.xml is no annotation"),
+        (
+            lambda t: (t / "Annotations/three.xml").write_text(
+                '<?xml version="1.0" encoding="x"?>'
+            ),
+            "three.xml is no annotation (unknown encoding: x)",
+        ),
         (lambda t: (t / "JPEGImages/three.jpg").unlink(), "three.jpg cannot be read"),
         (lambda t: (t / "JPEGImages/three.jpg").write_bytes(b"GIF"), "three.jpg cannot be read"),
+        (lambda t: write_image(t, "three", [], size=(99, 6)), "is 99 x 6 px, too narrow for a det"),
         (
             lambda t: write_image(t, "three", [], text="<a><object/></a>"),
             "three.xml: an object lacks one of xmin, ymin, xmax, ymax",
@@ -110,6 +118,28 @@ def test_one_line_names_the_file(tree, spoil, message):
     with pytest.raises(UserError) as error:
         read(tree, data())
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_mark_at_the_start_of_a_list_is_no_part_of_a_name(tree):
+    path = tree / "ImageSets" / "Main" / "b.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read(tree, data())[1].examples[0].name == "three"
+
+
+def test_an_image_of_more_pixels_than_pillow_takes_is_named(tree, monkeypatch):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 48 * 32 // 2 - 1)
+    with pytest.raises(UserError, match="one.jpg is no image that can be used"):
+        read(tree, data())
+
+
+def test_names_of_classes_must_be_those_of_the_annotations(tree):
+    with pytest.raises(UserError, match="no object is of class 'Dog', but some are of 'dog'; corr"):
+        read(tree, data(classes=["cat", "Dog"]))
+    assert read(tree, data(classes=["cat", "dog", "fox"]))[0].counts["objects"] == 2
+    write_list(tree, "b", ["none"])
+    write_list(tree, "a", ["one"])
+    with pytest.raises(UserError, match="no image of test has an object"):
+        read(tree, data())
 
 
 def test_a_name_to_drop_must_be_there(tree):

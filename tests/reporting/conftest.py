@@ -9,7 +9,7 @@ import yaml
 
 from peregrine import files
 from peregrine.config import fingerprint
-from peregrine.config.identity import digest
+from peregrine.config.identity import protocol_digest
 from peregrine.config.load import load
 from peregrine.frozen import data_of, weights_of
 from peregrine.reporting.published import Published
@@ -152,7 +152,7 @@ def identified(kind: str, outcome: dict, project) -> dict:
         "data": data_of(outcome),
         "extract": "now",
         "step": "now",
-        "protocol": digest(project.protocol),
+        "protocol": protocol_digest(project.protocol, kind),
         "features": "f",
     }
     keys = {key: outcome[key] for key in ("run", "seed", "status")}

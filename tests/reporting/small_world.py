@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from peregrine import files
-from peregrine.config.identity import digest
+from peregrine.config.identity import protocol_digest
 from peregrine.config.load import load
 from peregrine.frozen import data_of, weights_of
 from peregrine.reporting import evaluations
@@ -128,7 +128,7 @@ class World:
             "data": data_of(outcome),
             "extract": "now",
             "step": "now",
-            "protocol": digest(self.project.protocol),
+            "protocol": protocol_digest(self.project.protocol, kind),
             "features": "f",
         }
         keys = {key: outcome[key] for key in ("run", "seed", "status")}

@@ -345,6 +345,17 @@ def test_a_collapsed_seed_that_left_its_value_is_a_failed_one():
     assert judge(claim(strict), evidence(values, status))["verdict"] == "contradicted @demo"
 
 
+def test_a_collapse_can_be_what_a_test_asks_for():
+    below = asked("below", threshold=0.1, on_failure="as measured")
+    values, status = {"a": {"m": [0.01, 0.02, 0.01]}}, {("a", 2): "collapsed"}
+    result = judge(claim(below), evidence(values, status))
+    assert result["verdict"] == "supported @demo"
+    assert (result["tests"][0]["seeds"], result["tests"][0]["failed"]) == (3, 1)
+    assert "seeds failed: 1, those with a value counted as they ended" in result["reason"]
+    without = {"a": {"m": [0.01, 0.02, None]}}
+    assert judge(claim(below), evidence(without, status))["verdict"] == "undecided @demo"
+
+
 def test_missing_seeds_are_counted_and_mixed_ones_not_used():
     values = {"a": {"m": [0.59, 0.60, None]}}
     result = judge(claim(asked("above")), evidence(values, {("a", 2): "missing"}))

@@ -13,6 +13,7 @@ from peregrine import files
 from peregrine.config import fingerprint
 from peregrine.config.identity import digest
 from peregrine.config.load import load
+from peregrine.errors import UserError
 from peregrine.reporting.scope import left_out, shows_figure, shows_table
 
 DATA = {"title": "t", "licence": "l", "classes": ["cat"], "train": ["a"], "test": ["b"]}
@@ -76,6 +77,9 @@ def detected(world, row, seed, ap, images="i", **made):
     own = {"protocol": digest(world.project.detection.chosen), "images": images} | made
     facts = world.facts(row, seed, "detection", **own)
     facts["provenance"].pop("extract")
+    if ap is None:
+        files.write_json(path, facts | {"diverged_at": 7})
+        return
     shown = {"image": "b1", "objects": [[1, 0, 0, 9, 9]], "found": [[1, 1, 0, 9, 8]]}
     more = {"AP": ap, "shown": [shown | {"scores": [0.75]}]}
     more["picture_sha256"] = files.sha256(path.with_suffix(".png"))
@@ -116,6 +120,19 @@ def test_with_data_numbers_are_read_and_bound(world):
     )
 
 
+def test_a_fine_tuning_that_diverged_is_a_failed_seed(world):
+    configured(world)
+    for row, level in (("small", 0.25), ("large", 0.5)):
+        for seed in range(3):
+            detected(world, row, seed, None if (row, seed) == ("large", 1) else level + seed / 1000)
+    line = next(each for each in world.lines("tables/detection.csv") if each["row"] == "large")
+    assert (line["seeds"], line["failed"]) == ("2", "1")
+    assert line["remark"] == "1 of 3 seeds failed: the mean is of the others"
+    claim = json.loads((world.results / "mini/toy/claims.json").read_text())[0]
+    assert (claim["tests"][0]["seeds"], claim["tests"][0]["failed"]) == (2, 1)
+    assert claim["verdict"] == "undecided @mini"
+
+
 def test_the_picture_of_the_first_row_and_its_boxes(world):
     configured(world)
     detected(world, "large", 1, 0.5)
@@ -137,3 +154,15 @@ def test_without_a_picture_the_figure_says_so(world):
     configured(world)
     assert world.lines("figures/data/boxes.csv") == []
     assert (world.results / "mini/toy/figures/boxes.png").stat().st_size > 1000
+
+
+def test_rows_fine_tuned_on_different_images_are_refused(world):
+    configured(world)
+    for row, images in (("small", "i"), ("large", "i")):
+        for seed in range(3):
+            detected(world, row, seed, 0.4, images=images)
+    world.collect()
+    for seed in range(3):
+        detected(world, "large", seed, 0.4, images="j")
+    with pytest.raises(UserError, match="were fine-tuned on different images"):
+        world.collect()

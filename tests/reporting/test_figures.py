@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from peregrine.config.load import load
 from peregrine.config.study import Figure
 from peregrine.errors import UserError
-from peregrine.reporting import figures
+from peregrine.reporting import drawing, figures
 from peregrine.reporting import marks as marks_module
 from peregrine.reporting.figures import draw_figures
 from peregrine.reporting.styles import Styles
@@ -207,6 +207,46 @@ def test_what_is_missing_is_said_below_the_picture(collected, notes):
     ]
     assert notes["sizes"][-1] == "Not run at this scale: Toy, c = 1024."
     assert notes["spectrum"] == []
+
+
+def test_an_untrained_net_misses_no_history(collected):
+    project = collected.project
+    plan = project.study("toy")
+    figure = next(each for each in plan.figures if each.id == "training")
+    figure = figure.model_copy(update={"groups": {"all": ["untrained"]}})
+    source = figures.Source(
+        project.of("toy"), figures.from_csv(collected.folder), collected.results / "runs",
+        project.scale.seeds, project.scale.protocol,
+    )  # fmt: skip
+    nothing = figures.pd.DataFrame(columns=figures.Mark._fields)
+    assert figures._notes(figure, plan, source, nothing) == []
+
+
+@pytest.fixture
+def by_row(collected, monkeypatch):
+    """(figure, marks, styles) of the figure `rows`, whose group `other` has no row to draw."""
+    given = {}
+    monkeypatch.setattr(figures, "render", lambda *all_: given.update({all_[0].id: all_[:3]}) or {})
+    draw_figures(collected.project, "toy", collected.results)
+    return given["rows"]
+
+
+def test_a_legend_names_only_what_is_drawn(by_row):
+    [legend] = drawing._by_row(*by_row).legends
+    named = [text.get_text() for text in legend.get_texts()]
+    assert "published" in named and "other" not in named
+
+
+@pytest.mark.filterwarnings("error:constrained_layout")
+def test_small_print_takes_no_room_from_the_axes(by_row):
+    """One row is finished, and ten lines say so: 8 lines of .11 in more, at 200 px an inch."""
+    figure, marks, styles = by_row
+    one = marks[marks["label"] == marks["label"].iloc[0]]
+    heights = [
+        int.from_bytes(drawing.render(figure, one, styles, ["Note."] * lines)["png"][20:24], "big")
+        for lines in (2, 10)
+    ]
+    assert heights[1] - heights[0] == pytest.approx(8 * 0.11 * 200, abs=2)
 
 
 def test_pictures_are_the_same_bytes_again_and_show_the_numbers(collected):

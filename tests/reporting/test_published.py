@@ -135,3 +135,10 @@ def test_numbers_without_a_data_set_share_no_table_with_imagenet_1k():
         assert not (shown & of_1k and shown & unstated), table.id
         if table.published == "ImageNet-1k":
             assert not shown & unstated
+
+
+def test_another_library_s_number_never_judges():
+    study = load(CONFIG, scale="paper").study("feature_augmentation")
+    borrowed = [table for table in study.tables if (table.published or "").startswith("solo-learn")]
+    assert len(borrowed) == len(SOLO_LEARN)
+    assert all("solo-learn" in table.other_setup for table in borrowed)

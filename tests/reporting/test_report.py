@@ -391,3 +391,25 @@ def test_a_part_of_the_data_is_described(collected):
         " tested on 50 held-out training images a class, not on the test set"
     )
     assert "held-out" not in facts["data set"][0]
+
+
+def test_the_notebook_counts_seeds_as_they_ended_where_a_test_says_so(collected, tmp_path):
+    """It raises where its verdicts are not those of claims.json."""
+    from peregrine.reporting.collect import collect
+
+    world = type(collected)(tmp_path)
+    place = world.seed_folder("c16", 1)
+    for path in [place / "outcome.json", *place.glob("*/*-standard.json")]:
+        found = files.read_json(path)
+        if found["status"] != "n/a":
+            files.write_json(path, found | {"status": "collapsed"})
+    test = {"kind": "above", "metric": "linear/accuracy", "rows": ["c16"], "threshold": 0.1}
+    tests = [test | {"label": rule, "on_failure": rule} for rule in ("undecided", "as measured")]
+    study = world.project.study("toy").model_dump(mode="json")
+    study["claims"] = [{"id": "A1", "statement": "S", "tests": tests}]
+    study = type(world.project.study("toy")).model_validate(study)
+    project = replace(world.project, studies={"toy": study})
+    collect(project, "toy", world.results, world.config)
+    report(project, "toy", world.results, world.reports, world.config)
+    [claim] = json.loads((world.folder / "claims.json").read_text())
+    assert [each["verdict"] for each in claim["tests"]] == ["undecided", "supported"]

@@ -116,14 +116,21 @@ def interval(x, level=1 - ALPHA):
     return mean, sd, mean - half, mean + half
 
 
-def lost(row, used):
-    """(missing, failed): seeds of a row without a value here, and all that failed."""
+def failing(row, metric):
+    """Seeds that collapsed or ended in NaN, or whose evaluation with this metric diverged."""
     mine = runs[runs["row"] == row]
     failed = mine["status"].isin(["collapsed", "nan"]) | (
         mine["status"].isin(["mixed", "stale"]) & mine["detail"].str.match("(collapsed|nan)(;|$)")
     )
-    missing = mine["status"].isin(["missing", "incomplete", "stale"]) & ~failed
-    return int((missing & ~mine["seed"].isin(used.index)).sum()), int(failed.sum())
+    diverged = values(row, f"{metric.partition('/')[0]}/diverged_at", "corrected")
+    return set(mine["seed"][failed]) | set(diverged.index)
+
+
+def lost(row, metric, used):
+    """(missing, failed): seeds of a row without a value here, and all that failed."""
+    mine, failed = runs[runs["row"] == row], failing(row, metric)
+    missing = set(mine["seed"][mine["status"].isin(["missing", "incomplete", "stale"])])
+    return len(missing - failed - set(used.index)), len(failed)
 
 
 def same(ours, theirs):
@@ -181,7 +188,7 @@ def recomputed(table, row, column, known):
     x = values(row, column["metric"], column["reading"])
     base = table["baseline"].get(row)
     other = values(base, column["metric"], column["reading"])
-    missing, failed = lost(row, x)
+    missing, failed = lost(row, column["metric"], x)
     mean, sd, low, high = interval(x)
     gain, _, gain_low, gain_high = interval(paired(x, other))
     number, unit, decimals, n = known.get((row, column["label"]), (np.nan, "1", 0, None))
@@ -311,7 +318,7 @@ def slopes(test, rows):
 
 
 def measured(test):
-    """(test, label, rows, number of each seed, failed seeds, lacking rows) of each finding."""
+    """(test, label, rows, number of each seed, lost seeds, lacking rows) of each finding."""
     named = test["rows"] + test["against"] + test["control"] + test["control_against"]
     here = [row for row in dict.fromkeys(named) if row in declared["rows"]]
     if test["kind"] in ("above", "below") and here:
@@ -330,7 +337,12 @@ def measured(test):
             lacking = [row for row in dict.fromkeys(named) if row not in here]
             yield test, name, rows, pd.Series(dtype=float), 0, lacking
         else:
-            yield test, name, rows, x, sum(lost(row, series(test, row))[1] for row in rows), []
+            counted = test["on_failure"] == "as measured"  # as they ended
+            gone = [
+                failing(row, test["metric"]) - (set(series(test, row).index) if counted else set())
+                for row in rows
+            ]
+            yield test, name, rows, x, sum(map(len, gone)), []
 
 
 def p_value(x, null):
@@ -358,7 +370,7 @@ def holm(p):
 
 def test_verdict(test, x, failed, p):
     if failed:
-        return test["on_failure"]
+        return "contradicted" if test["on_failure"] == "contradicted" else "undecided"
     if len(x) == 0:
         return "not run"
     if pd.isna(p) or p >= ALPHA:

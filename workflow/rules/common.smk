@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path("src").resolve()))
 
 from peregrine.config.check import READINGS
 from peregrine.config.fingerprint import fingerprint, of_data
-from peregrine.config.identity import digest
+from peregrine.config.identity import digest, protocol_digest
 from peregrine.config.load import load, load_config
 from peregrine.config.machine import jobs_per_gpu, visible_gpus
 from peregrine.config.models import SourceSpec
@@ -39,6 +39,18 @@ REPORTS = f"{PROJECT.config.reports}/{SCALE}"
 LOGS = f"{RESULTS}/logs"
 BENCHMARKS = f"{RESULTS}/benchmarks"
 PROTOCOL = PROJECT.scale.protocol
+
+# Named before the trainings that a detection comes after, unless all of it is there already.
+if PROJECT.detection and not (PROJECT.detection.folder / "Annotations").is_dir():
+    for cell in (each for each in PROJECT.cells if "detection" in each.evaluations):
+        for seed in PROJECT.scale.seeds:
+            if not Path(
+                RUNS, cell.id, f"seed-{seed}/corrected/detection-{PROTOCOL}.json"
+            ).is_file():
+                raise WorkflowError(
+                    f"config.yaml: detection_data: {PROJECT.detection.folder} has no Annotations;"
+                    " name the folder that has them beside JPEGImages and ImageSets"
+                )
 
 # All seeds of a run in one job, or one job a seed: what the scale says.
 TOGETHER = PROJECT.scale.seeds_per_job == "all"
@@ -99,6 +111,12 @@ def source_of(wildcards):
 def is_folders(wildcards):
     """Whether images lie one by one in folders: to decode them takes cores and hours."""
     return wildcards.dataset.startswith("imagenet")
+
+
+def extracted_by(wildcards):
+    """What of the protocol features depend on; images in folders differ in size."""
+    data = source(PROJECT.run(wildcards.run).dataset.name)
+    return PROJECT.protocol.of_features(bool(data.folders))
 
 
 def code_of(step):

@@ -20,7 +20,7 @@ rule extract:
     params:
         scale=SCALE,
         code=code_of("extract"),
-        protocol=[PROJECT.protocol.embedding_sample, PROJECT.protocol.view_sample],
+        protocol=extracted_by,
         threads=PROJECT.scale.training_threads,
         seeds=seed_options,
     message:
@@ -51,7 +51,7 @@ rule evaluate:
     params:
         scale=SCALE,
         code=fingerprint("evaluate"),
-        protocol=digest(PROJECT.protocol),
+        protocol=protocol_digest(PROJECT.protocol),
         seeds=seed_options,
     message:
         about("Evaluating")
@@ -84,7 +84,7 @@ rule robustness:
     params:
         scale=SCALE,
         code=code_of("robustness"),
-        protocol=digest(PROJECT.protocol),
+        protocol=protocol_digest(PROJECT.protocol, "robustness"),
         threads=PROJECT.scale.training_threads,
         seeds=seed_options,
     message:
@@ -116,7 +116,7 @@ rule diagnose:
     params:
         scale=SCALE,
         code=fingerprint("diagnose"),
-        protocol=digest(PROJECT.protocol),
+        protocol=protocol_digest(PROJECT.protocol),
         seeds=seed_options,
     message:
         about("Collapse diagnostics of")

@@ -54,7 +54,7 @@ class Detection(Model):
         description="c4: one map, the last stage sees each region; fpn: a pyramid of all stages."
     )
     short_sides: tuple[Side, ...] = Field(
-        min_length=1, description="px; one drawn for each step, the last one for the test."
+        min_length=1, description="px; one drawn for each image, the last one for the test."
     )
     long_side: Side = Field(description="px, at most.")
     anchors: tuple[Annotated[int, Field(ge=1)], ...] = Field(
@@ -138,7 +138,13 @@ def plan(file: DetectionFile, path: Path, scale: Scale, config: Config) -> Plann
     detection = file.detections[name]
     if detection.data not in config.detection_data:
         return None
-    place = Path(config.detection_data[detection.data]).expanduser()
+    place = Path(config.detection_data[detection.data])
+    try:
+        place = place.expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"config.yaml: detection_data: {place}: nobody of that name is known here"
+        ) from None
     return Planned(name, Chosen(data=file.data[detection.data], detection=detection), place)
 
 

@@ -7,6 +7,7 @@ tests/config/frozen_ids.json holds the pairs that must never change.
 
 import hashlib
 import json
+from collections.abc import Collection
 
 from pydantic import BaseModel
 
@@ -14,9 +15,15 @@ from peregrine.config.models import Run
 from peregrine.config.options import method_options
 
 
-def digest(model: BaseModel) -> str:
-    """Short hash of all values of a configuration model."""
-    return hashlib.sha256(model.model_dump_json().encode()).hexdigest()[:16]
+def digest(model: BaseModel, without: Collection[str] = ()) -> str:
+    """Short hash of all values of a configuration model but those of the fields `without`."""
+    text = model.model_dump_json(exclude=set(without) or None)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def protocol_digest(protocol: BaseModel, kind: str = "") -> str:
+    """Short hash of what fixes an evaluation: the attack belongs to robustness alone."""
+    return digest(protocol, without=() if kind == "robustness" else ("attack",))
 
 
 def canonical(run: Run) -> str:

@@ -292,6 +292,13 @@ def resolve(study: Study, scale: Scale, presets: Mapping[str, Any]) -> list[Cell
                 f"scale {scale.name}: study {study.name} has no row '{row}' here;"
                 f" it has {', '.join(sorted(known))}"
             )
+    for kind, rows in overlay.evaluations.items():
+        for row in rows:
+            if row not in wanted:
+                raise UserError(
+                    f"scale {scale.name}: studies.{study.name}.evaluations.{kind}: row '{row}' is"
+                    " not run here; add it to rows or take it out"
+                )
     cells = []
     for name in study.rows:
         if name not in wanted:

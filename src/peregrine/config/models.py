@@ -5,7 +5,7 @@ default is left out of a run's identity (see `identity`), so defaults are frozen
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -38,14 +38,17 @@ class Model(BaseModel):
     def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
         # YAML reads yes and on as true, which pydantic would take for the number 1.
         kind = cls.model_fields[info.field_name].annotation
-        if kind is not bool and _has_bool(value):
+        if kind is not bool and _has(value, lambda each: isinstance(each, bool)):
             raise ValueError("true, false, yes, no, on and off are no values here")
+        # Python's integers have no end, those of numpy and torch have 64 bits.
+        if _has(value, lambda each: isinstance(each, int) and abs(each) >= 2**63):
+            raise ValueError("an integer of more than 64 bits is no value here")
         return value
 
 
-def _has_bool(value: Any) -> bool:
-    inside = isinstance(value, (list, tuple)) and any(map(_has_bool, value))
-    return isinstance(value, bool) or inside
+def _has(value: Any, wrong: Callable[[Any], bool]) -> bool:
+    inside = isinstance(value, (list, tuple)) and any(_has(each, wrong) for each in value)
+    return wrong(value) or inside
 
 
 def no_twins(what: str, names: Iterable[str]) -> None:
@@ -330,6 +333,11 @@ class Protocol(Model):
     )
     map_sample: int = Field(500, ge=2, description="Test images on a map, at most.")
     attack: AttackSpec = AttackSpec()
+
+    def of_features(self, sizes_differ: bool) -> list[float]:
+        """What features depend on: the cut only of images that differ in size."""
+        cut = [self.centre_share] if sizes_differ else []
+        return [self.embedding_sample, self.view_sample, *cut]
 
 
 class Config(Model):

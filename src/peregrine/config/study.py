@@ -139,8 +139,10 @@ class Test(Model):
     any_row: bool = Field(
         False, description="above, below: one row that passes is enough; else every row must."
     )
-    on_failure: Literal["undecided", "contradicted"] = Field(
-        "undecided", description="What a collapsed or NaN seed of these rows makes of the test."
+    on_failure: Literal["undecided", "contradicted", "as measured"] = Field(
+        "undecided",
+        description="What a collapsed or NaN seed of these rows makes of the test; as measured:"
+        " a seed that left its value counts with it, one that left none makes it undecided.",
     )
 
     @model_validator(mode="after")

@@ -1,10 +1,12 @@
 """Frozen features -> linear, kNN and clustering results of one protocol, as JSON files."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 
 from peregrine.config.models import Protocol
+from peregrine.errors import UserError
 from peregrine.evaluation.clustering import cluster_scores, kmeans_clusters
 from peregrine.evaluation.knn import knn_classify
 from peregrine.evaluation.linear import few_label_probe, label_share_probe, linear_probe
@@ -25,6 +27,7 @@ def evaluate(folder: Path, reading: str, name: str, protocol: Protocol) -> None:
         return
     results: dict[str, dict] = {"linear": {}, "knn": {}, "clustering": {}}
     if measured:
+        _enough_labels(arrays["train_labels"], folder, name, protocol)
         results["linear"] = _linear(arrays, protocol)
         results["knn"] = knn_classify(
             *_splits(arrays),
@@ -35,6 +38,30 @@ def evaluate(folder: Path, reading: str, name: str, protocol: Protocol) -> None:
         results["clustering"] = _clustering(arrays, protocol)
     for kind, result in results.items():
         write_result(folder, reading, kind, (name, protocol), facts, result)
+
+
+def _enough_labels(labels: np.ndarray, folder: Path, name: str, protocol: Protocol) -> None:
+    """Refuse what a small class or set cannot give: labels of every class, and some held out."""
+    sizes = np.bincount(labels)
+    classes = np.flatnonzero(sizes)
+    rarest = classes[sizes[classes].argmin()]
+    # As scikit-learn cuts; both parts must have room for every class.
+    held = math.ceil(protocol.linear_validation_share * len(labels))
+    problem = ""
+    if sizes[rarest] < protocol.few_labels_per_class:
+        problem = f"few_labels_per_class asks for {protocol.few_labels_per_class}"
+    elif sizes[rarest] < 2:
+        problem = "linear_validation_share takes one of at least 2"
+    elif min(held, len(labels) - held) < len(classes):
+        problem = (
+            f"linear_validation_share cuts {len(labels)} images into {len(labels) - held} and"
+            f" {held}, and there are {len(classes)} classes"
+        )
+    if problem:
+        raise UserError(
+            f"{folder}: class {rarest} has {sizes[rarest]} training images, but in protocols.yaml,"
+            f" {name}, {problem}; change that, or give the run more images"
+        )
 
 
 def _splits(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:

@@ -113,6 +113,9 @@ def extract(
     images = _Images(data, device, largest_side(run.views), centre_share)
     for reading in READINGS:
         status = outcome["status"] if reading in method.readings else NOT_AVAILABLE
+        # What a killed extraction leaves is gigabytes of ImageNet, and nobody else looks for it.
+        for leftover in (folder / reading).glob(f".tmp-*-{FEATURES}"):
+            leftover.unlink(missing_ok=True)
         with streamed_tensors(folder / reading / FEATURES, **facts, status=status) as tensors:
             codes = 0
             if status not in UNMEASURED and reading == "released":

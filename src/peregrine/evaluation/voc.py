@@ -17,6 +17,9 @@ from PIL import Image
 from peregrine.config.detection import BoxData
 from peregrine.errors import UserError, refusal
 
+NARROWEST = 16
+"""Longest side over the shortest: resized to the smallest long_side, a pixel is still left."""
+
 COUNTED = (
     *("images", "images_without_objects", "dropped_images"),
     *("objects", "difficult", "zero_area", "unknown_class", "cut_at_the_edge"),
@@ -78,7 +81,24 @@ def read(folder: Path, data: BoxData) -> tuple[Part, Part]:
     lost = sorted(set(data.drop) - names["train"] - names["test"])
     if lost:
         raise UserError(f"{folder}: drop names image '{lost[0]}', which is in none of the lists")
-    return _part(listed["train"], data), _part(listed["test"], data)
+    parts = _part(listed["train"], data), _part(listed["test"], data)
+    _has_classes(folder, data, parts)
+    return parts
+
+
+def _has_classes(folder: Path, data: BoxData, parts: tuple[Part, Part]) -> None:
+    """Refuse class names that are not the annotations': their objects would just be left out."""
+    there = [{label for each in part.examples for label in each.labels.tolist()} for part in parts]
+    unknown = sorted({kind for part in parts for kind in part.unknown})
+    for label, kind in enumerate(data.classes, 1):
+        if unknown and not any(label in labels for labels in there):
+            raise UserError(
+                f"{folder}: no object is of class '{kind}', but some are of"
+                f" {', '.join(map(repr, unknown[:8]))}; correct classes in detection.yaml"
+            )
+    for name, labels in zip(("train", "test"), there, strict=True):
+        if not labels:
+            raise UserError(f"{folder}: no image of {name} has an object; choose other lists")
 
 
 def _listed(folder: Path, lists: Sequence[str]) -> Iterator[tuple[str, Path]]:
@@ -88,15 +108,17 @@ def _listed(folder: Path, lists: Sequence[str]) -> Iterator[tuple[str, Path]]:
         year, _, name = each.rpartition("/")
         tree = folder / year
         path = tree / "ImageSets" / "Main" / f"{name}.txt"
-        lines = [line.split() for line in _bytes(path).decode("utf-8", "replace").splitlines()]
+        # Some editors begin a text with a mark, which would be taken for a part of the first name.
+        text = _bytes(path).decode("utf-8-sig", "replace")
+        lines = [line.split() for line in text.splitlines()]
         if not any(lines):
             raise UserError(f"{path} lists no image")
         for image in (line[0] for line in lines if line):
             full = f"{year}/{image}" if year else image
             if full in seen:
                 raise UserError(f"{path}: image {image} is listed twice; remove one")
-            if Path(image).name != image:
-                raise UserError(f"{path}: '{image}' is no name of an image")
+            if Path(image).name != image or not image.isprintable():
+                raise UserError(f"{path}: {image!r} is no name of an image")
             seen.add(full)
             yield full, tree
 
@@ -128,7 +150,7 @@ def _example(name: str, tree: Path, path: Path, text: bytes, data: BoxData, out:
     try:
         # No document type: entities could name other files, or grow without bound.
         root = fromstring(text, forbid_dtd=True)
-    except (ParseError, ValueError) as error:  # defusedxml's refusals are ValueErrors
+    except (ParseError, ValueError, LookupError) as error:  # LookupError: no such encoding
         raise UserError(f"{path} is no annotation ({error}); replace it") from None
     image = tree / "JPEGImages" / f"{Path(name).name}.jpg"
     try:
@@ -136,6 +158,12 @@ def _example(name: str, tree: Path, path: Path, text: bytes, data: BoxData, out:
             width, height = opened.size  # of the header; the annotation's own may be wrong
     except OSError as error:
         raise UserError(f"{image} cannot be read: {refusal(error)}") from None
+    except Exception as error:  # more pixels, or longer notes, than Pillow takes
+        raise UserError(f"{image} is no image that can be used ({error}); replace it") from None
+    if max(width, height) > NARROWEST * min(width, height):
+        raise UserError(
+            f"{image} is {width} x {height} px, too narrow for a detector; name it under drop"
+        )
     boxes, labels, difficult = [], [], []
     for thing in root.iter("object"):
         kind = (thing.findtext("name") or "").strip()

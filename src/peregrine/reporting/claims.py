@@ -47,6 +47,7 @@ class Finding:
     values: Mapping[int, float] = field(default_factory=dict)
     missing: int = 0
     failed: int = 0
+    lost: int = 0  # of the failed ones, those that leave no conclusion
     remark: str = ""
     lacking: tuple[str, ...] = ()  # rows that the scale does not run, so that nothing is tested
     p: float | None = None  # Holm-corrected
@@ -58,8 +59,8 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        if self.failed:  # no conclusion from the seeds that survived
-            return self.test.on_failure
+        if self.lost:  # no conclusion from the seeds that survived
+            return "contradicted" if self.test.on_failure == "contradicted" else "undecided"
         if not self.values:
             return "not run"
         if self.p is None or self.p >= ALPHA:
@@ -80,7 +81,8 @@ class Finding:
         """What a reader must know beside the numbers."""
         out = [self.remark] if self.remark else []
         out += [f"seeds missing: {self.missing}"] if self.missing else []
-        out += [f"seeds failed: {self.failed}"] if self.failed else []
+        counted = ", those with a value counted as they ended" if self.lost < self.failed else ""
+        out += [f"seeds failed: {self.failed}{counted}"] if self.failed else []
         if not self.values and not out:
             ceiling = f", or its ceiling {self.test.ceiling} is 0" if self.test.ceiling else ""
             out.append(f"no seed has {self.test.metric} of every row{ceiling}")
@@ -271,13 +273,17 @@ def _differences(
 
 def _counted(finding: Finding, evidence: Evidence) -> Finding:
     """With the seeds that are missing or failed, and rows whose seeds may not be averaged."""
-    records = evidence.records
-    counts = [records.counts(row, _series(finding.test, row, evidence)) for row in finding.rows]
+    records, test = evidence.records, finding.test
+    series = {row: _series(test, row, evidence) for row in finding.rows}
+    counts = [records.counts(row, test.metric, used) for row, used in series.items()]
+    counts_too = series if test.on_failure == "as measured" else {}
+    lost = [records.failed(row, test.metric) - set(counts_too.get(row, ())) for row in series]
     mixed = [row for row in finding.rows if records.mixed(row)]
     note = f"mixed seeds, not averaged: {', '.join(mixed)}" if mixed else ""
     return replace(
         finding,
         missing=sum(missing for missing, _ in counts),
         failed=sum(failed for _, failed in counts),
+        lost=sum(map(len, lost)),
         remark="; ".join(filter(None, [finding.remark, note])),
     )

@@ -21,6 +21,9 @@ from peregrine.reporting.drawing_diagnostics import draw_matrices, draw_mixture,
 from peregrine.reporting.map import draw_map
 from peregrine.reporting.styles import GREY, Styles
 
+LINE = 0.11
+"""Height of a line of small print, inches."""
+
 
 def render(
     figure: Figure, marks: pd.DataFrame, styles: Styles, notes: list[str]
@@ -36,6 +39,9 @@ def render(
         if notes:
             text = "\n".join(textwrap.fill(note, 120) for note in notes)
             canvas.supxlabel(text, fontsize=6.5, color=GREY, x=0.01, ha="left")
+            # Two lines fit; the room for more is added, or it would be taken from the axes.
+            more = max(0, text.count("\n") - 1)
+            canvas.set_figheight(canvas.get_figheight() + LINE * more)
         out = {}
         for suffix, metadata in (("svg", {"Date": None, "Creator": None}), ("png", None)):
             buffer = io.BytesIO()
@@ -124,6 +130,8 @@ def _by_row(figure: Figure, marks: pd.DataFrame, styles: Styles) -> Canvas:
         mine = marks[marks["panel"] == panel.label]
         for group in figure.groups:
             colour, own = styles.group(group), mine[mine["group"] == group]
+            if own.empty:  # a legend names what is drawn
+                continue
             own = own.assign(y=own["label"].map(names))
             dots, mean, base = (own[own["kind"] == kind] for kind in ("seed", "mean", "baseline"))
             ax.plot(dots["value"], dots["y"] - 0.22, **DOT, color=colour)  # above their mean

@@ -25,6 +25,9 @@ SECTIONS = {
 }
 """(evaluation, key) whose numbers are metrics of their own name; else 'evaluation/key'."""
 
+IMAGES = "images of "
+"""Begins the fact of an evaluation that saw images of its own."""
+
 IDENTITY = ("kind", "run", "seed", "protocol")
 NO_METRICS = (*IDENTITY, "status", "data", "provenance", "spectrum_sha256", "matrices_sha256")
 """Keys of an evaluation that say where it comes from."""
@@ -97,7 +100,7 @@ def _add(out: Evaluations, path: Path, name: str, origin: Origin) -> None:
         if then != now and each not in out.older:
             out.older.append(each)
     if "images" in made:
-        out.code[f"images of {name}"] = str(made["images"])
+        out.code[f"{IMAGES}{name}"] = str(made["images"])
     if found["status"] == NOT_AVAILABLE and reading not in out.not_available:
         out.not_available.append(reading)
     for key, value in found.items():

@@ -300,6 +300,8 @@ def _notes(figure: Figure, study: Study, source: Source, frame: pd.DataFrame) ->
         lost = [seed for seed in source.seeds if seed not in shown]
         if figure.kind in PIXELS and shown:  # of one seed
             lost = []
+        if figure.kind == "history" and source.cells[row].run.epochs == 0:
+            lost = []  # an untrained net has no epochs to draw
         if lost:
             why = ", ".join(f"seed {seed}: {status.get((row, seed), 'missing')}" for seed in lost)
             notes.append(f"{label}: {total - len(lost)} of {total} seeds ({why})")

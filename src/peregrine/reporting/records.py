@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 from peregrine import files
 from peregrine.config import fingerprint
-from peregrine.config.identity import digest
+from peregrine.config.identity import digest, protocol_digest
 from peregrine.config.load import Cell, Project
 from peregrine.config.study import Study
 from peregrine.errors import UserError
 from peregrine.frozen import EXTRA, data_of, weights_of
 from peregrine.places import ADOPTED, seed_folder
-from peregrine.reporting.evaluations import EVALUATIONS, Origin, read_evaluations, verify
+from peregrine.reporting.evaluations import EVALUATIONS, IMAGES, Origin, read_evaluations, verify
 from peregrine.reporting.published import Cells, read_csv
 
 FAILED = ("collapsed", "nan")
@@ -106,15 +106,21 @@ class Records:
         lacks = any(reading in run.not_available.split() for run in self.seeds(row))
         return lacks and not self.values(row, metric, reading)
 
-    def counts(self, row: str, used: Mapping[int, float]) -> tuple[int, int]:
+    def counts(self, row: str, metric: str, used: Mapping[int, float]) -> tuple[int, int]:
         """(missing, failed) seeds of a row: missing of those not `used`, failed of all of them.
 
-        A collapsed seed is evaluated as it ended, and is a failed one all the same.
+        A collapsed seed is evaluated as it ended, and is a failed one all the same; so is a seed
+        whose evaluation that has the metric diverged, as a fine-tuning may.
         """
         seeds = self.seeds(row)
         lost = [run for run in seeds if run.seed not in used and not run.failed]
         missing = sum(run.status in ("missing", "incomplete", "stale") for run in lost)
-        return missing, sum(run.failed for run in seeds)
+        return missing, len(self.failed(row, metric))
+
+    def failed(self, row: str, metric: str) -> set[int]:
+        """The failed seeds of a row, as `counts` counts them."""
+        diverged = self.values(row, f"{metric.partition('/')[0]}/diverged_at", "corrected")
+        return {run.seed for run in self.seeds(row) if run.failed or run.seed in diverged}
 
 
 @dataclass(frozen=True)
@@ -146,18 +152,29 @@ def read_records(project: Project, study: str, results: Path) -> Records:
     """Everything that the runs of `study` have left so far; what is not there is said, not raised.
 
     Raises:
-        UserError: a file that is there but damaged, changed, or of another run.
+        UserError: a file that is there but damaged, changed, or of another run; or rows whose
+            detectors were fine-tuned on different images.
     """
     measurements: list[Measurement] = []
     runs: list[SeedRun] = []
+    images: dict[str, str] = {}
     for cell in project.of(study).values():
         seeds = [
             read_seed(seed_folder(results, cell.id, seed), cell, seed, project)
             for seed in project.scale.seeds
         ]
         runs += judged([run for run, _, _ in seeds], [facts for _, facts, _ in seeds])
-        for _, _, values in seeds:
+        sums = set()
+        for _, facts, values in seeds:
             measurements += values
+            sums |= {value for name, value in (facts or {}).items() if name.startswith(IMAGES)}
+        if len(sums) == 1:  # seeds that differ are called mixed
+            images.setdefault(sums.pop(), f"run {cell.id}")
+    if len(images) > 1:
+        raise UserError(
+            f"{results / 'runs'}: detectors of {' and '.join(images.values())} were fine-tuned on"
+            " different images; delete the detection-*.json of one and run detect again"
+        )
     return Records(measurements, runs)
 
 
@@ -244,6 +261,9 @@ def read_seed(
     for file, checksum in written.items():
         if file in adopted.get("files", written):  # weights need not have come along
             verify(place / file, checksum, "pretrain")
+    own_digests = {"robustness": protocol_digest(project.protocol, "robustness")}
+    if project.detection:
+        own_digests["detection"] = digest(project.detection.chosen)
     origin = Origin(
         cell.id,
         seed,
@@ -252,9 +272,9 @@ def read_seed(
         weights,
         trained_on,
         project.scale.protocol,
-        digest(project.protocol),
+        protocol_digest(project.protocol),
         (*EVALUATIONS, *cell.evaluations),
-        {"detection": digest(project.detection.chosen)} if project.detection else {},
+        own_digests,
     )
 
     key = (cell.study, cell.row, cell.label, cell.id, seed)

@@ -97,13 +97,13 @@ def _cell(table: Table, row: str, column: Column, evidence: Evidence) -> TableCe
     )
     values = records.values(row, column.metric, column.reading)
     ours, gain = estimate(list(values.values())), Estimate(0)
-    missing, failed = records.counts(row, values)
+    missing, failed = records.counts(row, column.metric, values)
     baseline = table.baseline.get(row, "")
     if baseline:
         others = records.values(baseline, column.metric, column.reading)
         gain = estimate(list(paired(values, others).values()))
     not_available = records.not_available(row, column.metric, column.reading)
-    verdict, bias = _verdict(table, row, values, known, evidence)
+    verdict, bias = _verdict(table, row, values, known, evidence, failed)
     remarks = list(_remarks(row, column.metric, values, evidence))
     if not_available and not records.mixed(row):
         verdict, bias, remarks = NOT_AVAILABLE, None, []
@@ -150,6 +150,7 @@ def _verdict(
     values: Mapping[int, float],
     known: Published | None,
     evidence: Evidence,
+    failed: int,
 ) -> tuple[str, float | None]:
     """Text of the cell's verdict, and the smallest bias it could have shown where that counts."""
     if evidence.records.mixed(row):
@@ -163,7 +164,7 @@ def _verdict(
         n=known.n or 1,
         same_setup=_as_declared(row, evidence) and not table.other_setup,
         assumed=table.assumed,
-        failed=evidence.records.counts(row, values)[1],
+        failed=failed,
     )
     return str(found), found.detectable
 
@@ -176,7 +177,7 @@ def _remarks(
     row: str, metric: str, values: Mapping[int, float], evidence: Evidence
 ) -> Iterable[str]:
     seeds = evidence.records.seeds(row)
-    missing, failed = evidence.records.counts(row, values)
+    missing, failed = evidence.records.counts(row, metric, values)
     recorded = sum(run.failed and run.seed in values for run in seeds)
     stale = sum(run.status == "stale" for run in seeds if run.seed not in values)
     unmeasured = len(seeds) - len(values) - missing - (failed - recorded)
