@@ -241,7 +241,7 @@ assert "torch" not in sys.modules, "planning imports torch"
 
 def test_planning_and_diagnosing_import_no_torch(pytestconfig):
     source = pytestconfig.rootpath / "src/peregrine"
-    files = [source / "cli.py", source / "files.py", source / "data/prepare.py"]
+    files = [source / "cli/look.py", source / "files.py", source / "data/prepare.py"]
     files += [path for name in ("config", "diagnostics") for path in (source / name).glob("*.py")]
     files += [source / f"evaluation/{name}.py" for name in ("evaluate", "linear", "knn")]
     names = [".".join(path.relative_to(source.parent).with_suffix("").parts) for path in files]

@@ -173,7 +173,7 @@ def append(path: Path, code="\n\nADDED = 1\n"):
         ("data/cifar.py", {("prepare", "cifar10")}),
         ("data/raw.py", {("prepare", "digits"), ("prepare", "cifar10")}),
         ("config/models.py", set()),
-        ("cli.py", set()),
+        ("cli/runs.py", set()),
         ("methods/__init__.py", set()),
     ],
 )

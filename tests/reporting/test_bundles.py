@@ -254,3 +254,12 @@ def test_seeds_that_differ_in_code_are_mixed_also_when_adopted(home, away, packe
     bundle(home.project, home.results, path, [home.project.of("toy")["small"].id])
     adopt(away.project, away.results, path)
     assert [status for status, _ in away.states("small")] == ["mixed"] * 3
+
+
+def test_a_training_here_sends_what_was_adopted_to_the_attic(home, away, packed):
+    adopt(away.project, away.results, packed)
+    run = away.project.of("toy")["small"].id
+    assert places.retire(away.results, run, 0) == away.results / "attic" / run / "seed-0" / "1"
+    assert places.retire(away.results, run, 0) is None
+    assert not places.is_adopted(places.seed_folder(away.results, run, 0))
+    assert away.states("small")[0] == ("missing", "")

@@ -211,6 +211,22 @@ def test_a_changed_limit_of_the_theory_is_judged_again_without_minimising(finish
     assert set(planned(finished)) == {"theory_report", "Index page"}
 
 
+def test_adopted_metrics_complete_a_study_without_a_training(finished, tmp_path):
+    bundled = tmp_path / "all.tar.xz"
+    steps = ("bundle", str(bundled)), ("adopt", str(bundled))
+    there = checkout(tmp_path / "there")
+    for (step, path), folder in zip(steps, (finished, there), strict=True):
+        command = [sys.executable, "-m", "peregrine", step, path]
+        given = environment() | {"PYTHONPATH": str(folder / "src")}
+        subprocess.run(command, cwd=folder, env=given, check=True, capture_output=True)
+    plan = planned(there)
+    assert not {"pretrain", "extract", "evaluate", "diagnose"} & set(plan)
+    assert plan["collect"] == {"falcon", "feature_augmentation"}
+    metrics = "results/tiny/falcon/metrics.csv"
+    assert snakemake(there, "--cores", "1", metrics).returncode == 0
+    assert (there / metrics).read_bytes() == (finished / metrics).read_bytes()
+
+
 def test_a_user_error_is_one_clear_line(finished, edit):
     edit("config/config.yaml", "scale: tiny", "scale: tinny")
     result = snakemake(finished, "-n")

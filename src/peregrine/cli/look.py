@@ -1,0 +1,40 @@
+"""Looking around."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from peregrine.cli.options import LOOK, Configuration, ScaleName, app
+
+
+@app.command(rich_help_panel=LOOK)
+def status(
+    study: Annotated[
+        list[str] | None, typer.Option(help="Only this study; may be repeated.")
+    ] = None,
+    config: Configuration = Path("config"),
+    scale: ScaleName = None,
+    json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """How far every seed of every row is, and what to type next.
+
+    Reads only, also beside a running workflow. Ends with code 0 whatever it finds.
+    """
+    from peregrine.config.load import load, load_config
+    from peregrine.reporting.status import as_json, as_text, next_step, states
+
+    project = load(config, scale=scale)
+    seeds = states(project, study or list(project.studies), Path(project.config.results))
+    step = next_step(project, seeds, load_config(config).scale)
+    print((as_json if json else as_text)(project, seeds, step))
+
+
+@app.command(rich_help_panel=LOOK)
+def schema() -> None:
+    """Print the JSON schema of config.yaml (workflow/schemas/config.schema.json)."""
+    import json
+
+    from peregrine.config.load import schema as generate
+
+    print(json.dumps(generate(), indent=2))

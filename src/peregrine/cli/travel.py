@@ -1,0 +1,44 @@
+"""Finished results that travel to another machine."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from peregrine.cli.options import TRAVEL, Configuration, ScaleName, app
+
+
+@app.command(rich_help_panel=TRAVEL)
+def bundle(
+    path: Annotated[Path, typer.Argument(help="The bundle to write, such as runs.tar.xz.")],
+    run: Annotated[list[str] | None, typer.Option("--run", help="May be repeated.")] = None,
+    weights: Annotated[bool, typer.Option("--weights", help="Pack the networks too.")] = False,
+    config: Configuration = Path("config"),
+    scale: ScaleName = None,
+) -> None:
+    """Pack every finished seed of a scale, or of some of its runs: metrics, or weights as well."""
+    from peregrine.config.load import load
+    from peregrine.reporting.bundles import bundle as step
+
+    project = load(config, scale=scale)
+    count, others = step(project, Path(project.config.results), path, run or (), weights)
+    for line in others:
+        print(f"not packed: {line}")
+    size = path.stat().st_size / 2**20
+    print(f"{path}: {count} seeds, {size:.2f} MiB, {size / count:.3f} a seed")
+
+
+@app.command(rich_help_panel=TRAVEL)
+def adopt(
+    paths: Annotated[list[Path], typer.Argument(help="Bundles, adopted one after the other.")],
+    config: Configuration = Path("config"),
+    scale: ScaleName = None,
+) -> None:
+    """Verify bundles and take their seeds over: a study completes from them without a training."""
+    from peregrine.config.load import load
+    from peregrine.reporting.bundles import adopt as step
+
+    project = load(config, scale=scale)
+    for path in paths:
+        for line in step(project, Path(project.config.results), path):
+            print(line)
