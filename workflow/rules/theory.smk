@@ -21,7 +21,7 @@ rule theory:
         f"{BENCHMARKS}/theory/{SCALE}.tsv"
     conda:
         "../envs/peregrine.yaml"
-    threads: PROJECT.scale.training_threads
+    threads: 1
     resources:
         mem_mb=3000,
         runtime="1h",
@@ -29,7 +29,6 @@ rule theory:
         scale=SCALE,
         code=fingerprint("theory"),
         sizes=digest(THEORY.sizes),
-        threads=PROJECT.scale.training_threads,
     message:
         "Minimising over free assignments and embeddings"
     shell:

@@ -48,7 +48,7 @@ def theory(config: Configuration = Path("config"), scale: ScaleName = None) -> N
     from peregrine.theory.study import theory as step
 
     project = load(config, scale=scale)
-    set_threads(project.scale.training_threads)
+    set_threads(1)  # small problems: more threads gain nothing, and other counts other last bits
     sizes = load_theory(config, project.scale).sizes
     print(step(sizes, Path(project.config.results) / "theory" / project.scale.name))
 
