@@ -164,7 +164,7 @@ def results_of_study(wildcards):
         extra = [f"corrected/{kind}-{PROTOCOL}.json" for kind in cell.evaluations]
         for seed in PROJECT.scale.seeds:
             place = seed_folder(Path(RESULTS), cell.id, seed)
-            # No rule makes what was adopted: what a bundle has not brought is not asked for.
+            # Nothing here makes what was adopted; what a bundle has not brought is not asked for.
             here = is_adopted(place)
             wanted += [place / n for n in (*names, *extra) if not here or (place / n).is_file()]
     return list(map(str, wanted))
