@@ -1,0 +1,14 @@
+"""A short version of kill.py: five kills."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent))
+
+import kill
+
+
+def test_five_kills_change_no_byte(tmp_path):
+    trials, wrong = kill.run(5, 7, tmp_path)
+    assert sum(trials.trials.values()) == 5
+    assert not wrong, trials.table()
