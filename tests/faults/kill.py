@@ -173,6 +173,7 @@ def strike(work: Workflow, fault: str, moment: float, trials: Trials) -> bool:
         trials.unrecorded += unrecorded(work.folder)
     trials.trials[fault] += 1
     trials.hit[fault].update(at[:1])
+    print(f"{work.folder.name}: {fault}, at {at[0]}", flush=True)
     return True
 
 
@@ -181,22 +182,22 @@ def one_round(folder: Path, plan: Iterator[tuple[str, float]], trials: Trials) -
     done: Counter[str] = Counter()
     groups: list[Workflow] = []
     for fault, moment in plan:
-        work = Workflow(folder)
-        groups.append(work)
+        if not groups or groups[-1].ended:
+            snakemake(folder, "--unlock")
+            groups.append(Workflow(folder))
+        work = groups[-1]
         try:
             hit = strike(work, fault, moment, trials)
-            done[fault] += hit
-            # A step that died leaves Snakemake to itself: it goes on and ends in its own time.
-            if fault.endswith("of one step") or not hit:
-                work.settle()
         except BaseException:
             work.kill_group(signal.SIGKILL)
             raise
-        snakemake(folder, "--unlock")
-        if not hit and work.process.returncode == 0:
+        done[fault] += hit
+        # A step that died leaves Snakemake to itself: the next fault comes while it goes on.
+        if not hit and work.ended and work.process.returncode == 0:
             break
     for work in groups:
         work.settle()
+    snakemake(folder, "--unlock")
     # Snakemake shows the log of what failed.
     screen = (folder / "screen.log").read_text(errors="replace")
     trials.refused += screen.count("is being trained by another process")
