@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 from fuzz import refused, spoils, spoilt, tries
-from hypothesis import given
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from peregrine.config import load as loader
 from peregrine.config import theory
+from peregrine.config.detection import DetectionFile
+from peregrine.config.resources import needs
 from peregrine.reporting.published import published_of
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -73,6 +75,10 @@ def everything(name: str) -> None:
     theory.load_theory(CONFIG, project.scale)
     for study in project.studies.values():
         published_of(study, CONFIG)
+    path = CONFIG / "detection.yaml"
+    loader.validate(DetectionFile, loader.read_yaml(path), str(path))
+    for run in project.runs().values():
+        needs("pretrain", run)
 
 
 @tries()
@@ -89,7 +95,7 @@ def test_a_changed_configuration_loads_or_is_refused(changed):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loader, "read_yaml", lambda path: read(path) if known(path) else READ(path))
         patch.setattr(theory, "read_yaml", loader.read_yaml, raising=False)
-        refused(everything, name)
+        event("refused" if refused(everything, name) else "loads")
 
 
 READ = loader.read_yaml
