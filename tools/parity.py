@@ -1,4 +1,4 @@
-"""docs/parity.md's two tables from benchmarks/recorded/against_lightly.{csv,json}.
+"""docs/parity.md's tables from benchmarks/recorded/against_lightly{,_longer}.{csv,json}.
 
     PYTHONPATH=src python tools/parity.py [--check]
 
@@ -17,6 +17,7 @@ from peregrine.files import read_json, write_text
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/parity.md"
 RECORDED = ROOT / "benchmarks/recorded/against_lightly"
+LONGER = ROOT / "benchmarks/recorded/against_lightly_longer.json"
 
 
 def accuracies(results: dict) -> list[str]:
@@ -70,6 +71,7 @@ def filled(page: str) -> str:
         lines = list(csv.DictReader(stream))
     blocks = {
         "accuracies": accuracies(read_json(RECORDED.with_suffix(".json"))["results"]),
+        "longer": accuracies(read_json(LONGER)["results"]),
         "losses": losses(lines),
     }
     for name, block in blocks.items():
