@@ -1,6 +1,7 @@
 """Stopped, killed, started again: the same bytes as a run that nobody disturbed."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from peregrine.pretrain.loop import Interrupted, Trainer, pretrain
 CPU = torch.device("cpu")
 RESULTS = ("backbone.safetensors", "method.safetensors", "history.csv", "outcome.json", "run.yaml")
 LAST = "resume/last.safetensors"
+PREVIOUS = "resume/previous.safetensors"
 STEPS = 4  # a tiny run: 96 images, batch 24
 
 
@@ -192,8 +194,8 @@ def test_killed_before_every_write_to_disk(tiny_run, tiny_data, undisturbed, mon
         pretrain(run, 0, tiny_data, folder, CPU)
         assert results(folder) == expected
         assert not list(folder.rglob(".tmp-*"))
-    # 3 calls a file: attempts, 2 checkpoints and 7 results.
-    assert moment == 3 * 10 + 1
+    # 3 calls a file: attempts, 2 checkpoints and 7 results; 1 to keep the first checkpoint.
+    assert moment == 3 * 10 + 1 + 1
 
 
 DRIVER = """
@@ -213,7 +215,10 @@ moments = random.Random(int(seed))
 watched = [folder / "resume" / "attempts", folder / "resume" / "last.safetensors"]
 
 def written(path):
-    return path.stat().st_mtime_ns if path.exists() else 0
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:  # also while the last checkpoint becomes the previous one
+        return 0
 
 def wait(path):
     before, deadline = written(path), time.monotonic() + 20
@@ -320,6 +325,89 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(other, tiny_run, tiny_d
     with pytest.raises(UserError, match=r"is a checkpoint of run digits-.*, seed 0; remove it$"):
         pretrain(run, seed, tiny_data, tmp_path, CPU)
     assert contents(tmp_path) == before
+
+
+DAMAGE = {
+    "a flipped bit": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+    "cut in half": lambda data: data[: len(data) // 2],
+    "cut in its header": lambda data: data[:100],
+    "empty": lambda data: b"",
+    "zeros": lambda data: bytes(len(data)),
+    "missing": None,  # killed between two renames
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("method", ["falcon", "two_branch"])
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
+    method, damage, tiny_run, tiny_data, undisturbed, after_step, tmp_path, capsys
+):
+    run = tiny_run(method)
+    expected = undisturbed(run)
+    folder = tmp_path / "damaged"
+    after_step(2 * STEPS + 1, terminate)
+    with pytest.raises(Interrupted):
+        pretrain(run, 0, tiny_data, folder, CPU)
+    assert (position(folder)["epoch"], position(folder)["step"]) == (2, 1)
+    path = folder / LAST
+    if DAMAGE[damage]:
+        path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    else:
+        path.unlink()
+    capsys.readouterr()
+    # It was saved at the end of the second epoch; stopped at once, it is the last one again.
+    after_step(1, terminate)
+    with pytest.raises(Interrupted):
+        pretrain(run, 0, tiny_data, folder, CPU)
+    said = capsys.readouterr().out
+    assert "epoch 2 of" in said
+    assert ("last.safetensors" in said and "going on from the one before it" in said) == bool(
+        DAMAGE[damage]
+    )
+    pretrain(run, 0, tiny_data, folder, CPU)
+    assert results(folder) == expected
+
+
+def test_two_damaged_checkpoints_are_refused_and_kept(tiny_run, tiny_data, tmp_path):
+    pretrain(tiny_run(epochs=2), 0, tiny_data, tmp_path, CPU)
+    for name in (LAST, PREVIOUS):
+        (tmp_path / name).write_bytes(b"nothing")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"last.safetensors is damaged .*; delete it and rerun"):
+        pretrain(tiny_run(epochs=2), 0, tiny_data, tmp_path, CPU)
+    assert contents(tmp_path) == before
+
+
+def test_a_disk_that_fills_up_leaves_a_checkpoint_to_go_on_from(
+    tiny_run, tiny_data, undisturbed, monkeypatch, tmp_path
+):
+    """Every write after the first n fails for want of space, whatever it was about to write."""
+    run = tiny_run(epochs=2, batch_size=48)
+    expected = undisturbed(run)
+    real, left = os.fsync, 0
+
+    def full(number):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(number)
+
+    for writes in range(100):
+        folder, left = tmp_path / str(writes), writes
+        with monkeypatch.context() as patch:
+            patch.setattr(files.os, "fsync", full)
+            try:
+                pretrain(run, 0, tiny_data, folder, CPU)
+                break
+            except UserError as error:
+                assert "No space left on device; free some space" in str(error)
+            except OSError as error:  # the folder's own fsync, which main() turns into a line
+                assert error.errno == errno.ENOSPC
+        assert not list(folder.rglob(".tmp-*"))
+        pretrain(run, 0, tiny_data, folder, CPU)
+        assert results(folder) == expected
+    assert writes == 2 * 10  # 2 calls a file
 
 
 def test_a_damaged_checkpoint_is_refused_and_kept(tiny_run, tiny_data, tmp_path):

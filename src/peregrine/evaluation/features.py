@@ -255,5 +255,6 @@ class _Seen:
 
 
 def forget_checkpoint(folder: Path) -> None:
-    """Remove a run's checkpoint: its results have been used, nothing needs to resume any more."""
-    (folder / "resume" / "last.safetensors").unlink(missing_ok=True)
+    """Remove a run's checkpoints: its results have been used, nothing needs to resume any more."""
+    for name in ("previous", "last"):
+        (folder / "resume" / f"{name}.safetensors").unlink(missing_ok=True)

@@ -4,26 +4,30 @@ Symptom: a killed run starts again from zero, or goes on from another run's weig
 that is not saved whole, or not checked. Protocol: one safetensors file holds all tensors (method,
 probe, both optimisers) and, in its header, position and history; it replaces its predecessor in
 one rename and carries its own digest. Random numbers need no state: see `peregrine.streams`.
-After a kill at any moment there is the last complete checkpoint. It stays after the run has
-finished, until `extract` has used the results: a kill between the last output and Snakemake's own
-record of it must not cost the run.
+After a kill at any moment there is the last complete checkpoint. The one before it stays beside it,
+and takes its place where it is damaged: a disk that lost a block costs an epoch, not the run. Both
+stay after the run has finished, until `extract` has used the results: a kill between the last
+output and Snakemake's own record of it must not cost the run.
 """
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from peregrine.errors import UserError
+from peregrine.errors import UserError, refusal
 from peregrine.files import read_tensors, write_tensors, write_text
 
 FOLDER = "resume"
 NAME = "last.safetensors"
+PREVIOUS = "previous.safetensors"
 
 
 @dataclass
@@ -87,7 +91,7 @@ def save(
     modules: dict[str, nn.Module],
     optimizers: dict[str, torch.optim.Optimizer],
 ) -> None:
-    """Replace the last checkpoint."""
+    """Write the last checkpoint; the one that was the last becomes the previous one."""
     tensors = {}
     for name, module in modules.items():
         tensors |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
@@ -95,7 +99,10 @@ def save(
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"{name}/{index}/{key}": value for key, value in state.items()}
     arrays = {name: value.detach().cpu().numpy() for name, value in tensors.items()}
-    write_tensors(folder / FOLDER / NAME, arrays, position=json.dumps(asdict(position)))
+    path = folder / FOLDER / NAME
+    if path.exists():
+        _rename(path, path.with_name(PREVIOUS))  # killed here: `restore` takes the previous one
+    write_tensors(path, arrays, position=json.dumps(asdict(position)))
 
 
 def restore(
@@ -109,12 +116,13 @@ def restore(
     A checkpoint of older code or of other data is set aside: its numbers would be of no code.
 
     Raises:
-        UserError: the checkpoint belongs to another run or seed, or is damaged.
+        UserError: the checkpoint belongs to another run or seed, or it and the previous one are
+            damaged.
     """
     path = folder / FOLDER / NAME
-    if not path.exists():
+    if not path.exists() and not path.with_name(PREVIOUS).exists():
         return expected
-    arrays, metadata = read_tensors(path)
+    arrays, metadata = _newest(path)
     if "position" not in metadata:
         raise UserError(f"{path} is no checkpoint; remove it")
     facts = json.loads(metadata["position"])
@@ -138,6 +146,29 @@ def restore(
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": states, "param_groups": groups})
     return position
+
+
+def _newest(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The last checkpoint, or where it is damaged or missing the previous one in its place."""
+    try:
+        return read_tensors(path)
+    except UserError as error:
+        previous = path.with_name(PREVIOUS)
+        try:
+            found = read_tensors(previous)
+        except UserError:
+            raise error from None
+        if path.exists():  # missing after a kill between two renames, which is no damage
+            print(f"{error}; going on from the one before it", flush=True)
+        _rename(previous, path)  # else the next save would keep the damaged one as the previous
+        return found
+
+
+def _rename(old: Path, new: Path) -> None:
+    try:
+        os.replace(old, new)
+    except OSError as error:
+        raise UserError(f"{new} cannot be written: {refusal(error)}") from None
 
 
 def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:

@@ -30,9 +30,11 @@ STATES = {
     "missing": "nothing there yet",
 }
 
-# Where the trainer keeps its lock and its last checkpoint (peregrine.pretrain.checkpoint).
+# Where the trainer keeps its lock and its last checkpoint (peregrine.pretrain.checkpoint); between
+# two renames there is only the one before it.
 LOCK = Path("resume", "lock")
 CHECKPOINT = Path("resume", "last.safetensors")
+PREVIOUS = Path("resume", "previous.safetensors")
 
 
 class SeedState(NamedTuple):
@@ -89,7 +91,7 @@ def _state(seed: SeedRun, place: Path, epochs: int) -> tuple[str, str]:
     if seed.status == "incomplete" and trained:
         return "to evaluate", seed.detail
     if seed.status in ("incomplete", "missing"):
-        stopped = (place / CHECKPOINT).is_file()
+        stopped = (place / CHECKPOINT).is_file() or (place / PREVIOUS).is_file()
         return ("stopped", _reached(place, epochs)) if stopped else ("missing", "")
     return seed.status, seed.detail
 
