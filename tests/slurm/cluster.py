@@ -19,11 +19,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue", "scontrol", "scancel")
+PROGRAMS = ("slurmctld", "slurmd", "munged", "setpriv", "sbatch", "squeue", "scontrol", "scancel")
 PLUGIN = "snakemake_executor_plugin_slurm"
 ETC = Path("/etc/slurm")
 MUNGE = Path("/run/munge")
 OURS = "# Of a test, process "
+WITH_THE_TEST = ("setpriv", "--pdeathsig", "TERM")
+"""In front of a command that is to end when the test is killed."""
 LIFE = "900"
 """Seconds after which a daemon ends whatever happens to the test."""
 CONF = """\
@@ -103,9 +105,9 @@ def job(number: str) -> dict[str, str]:
 
 
 def _start(*command: str, user: str = "root") -> subprocess.Popen:
-    as_user = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+    other = () if user == "root" else (f"--reuid={user}", f"--regid={user}", "--clear-groups")
     return subprocess.Popen(
-        [*(as_user if user != "root" else ()), "timeout", "--kill-after=5", LIFE, *command],
+        [*WITH_THE_TEST, *other, "timeout", "--kill-after=5", LIFE, *command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
