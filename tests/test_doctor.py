@@ -84,8 +84,8 @@ def test_all_is_fine(cli, cluster, tiny_config):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"config": CONFIG.replace("300 sec", "45 sec")}, "before-status-checks: 15"),
-        ({"config": CONFIG.replace("300 sec", "2 sec")}, "MinJobAge = 60 or for accounting"),
+        ({"text": PROFILE.replace("checks: 20", "checks: 120")}, "before-status-checks: 100"),
+        ({"config": CONFIG.replace("300 sec", "90 sec")}, "MinJobAge = 300 or for accounting"),
         ({"text": PROFILE.replace("squeue", "sacct")}, "slurm-status-command: squeue"),
         (
             {

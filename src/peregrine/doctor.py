@@ -28,8 +28,9 @@ DISK = {
 """GB of a prepared data set and of what is fetched for it; those of image folders lie elsewhere."""
 RESULTS_GB = 1.0
 """Kept free for weights, checkpoints and reports of a few runs."""
-LEAST_AGE = 9
-"""Seconds of MinJobAge that allow a question every three: one oftener is a burden to the site."""
+SELDOM = 180
+"""Seconds between two questions of the plugin where nothing ends for long: it adds ten each time.
+A job that SLURM has forgotten by then is waited for without end."""
 PATIENCE = 20
 """Seconds that a command of SLURM may take to answer."""
 PROBE_PATIENCE = 300
@@ -176,12 +177,13 @@ def _status(facts: Mapping[str, str], profile: Mapping[str, Any]) -> Finding:
     every = int(profile.get("slurm-init-seconds-before-status-checks", 40))
     age = int(re.match(r"\d*", facts.get("MinJobAge", ""))[0] or 0)
     text = f"status: SLURM forgets jobs after {age} s (MinJobAge), squeue is asked every {every} s"
-    if age >= 3 * every:
+    if age >= 3 * every and age > SELDOM:
         return Finding("ok", text)
     if answers:
         return Finding("note", f"{text}; the plugin takes sacct, which answers")
-    if age < LEAST_AGE:
-        return Finding("set", f"{text}; ask for MinJobAge = {3 * every} or for accounting (sacct)")
+    if age <= SELDOM:
+        rare = f"{text}, later every {SELDOM} s"
+        return Finding("set", f"{rare}; ask the site for MinJobAge = 300 or for accounting (sacct)")
     setting = f"slurm-init-seconds-before-status-checks: {age // 3}"
     return Finding("set", f"{text}; in the profile: {setting}")
 
