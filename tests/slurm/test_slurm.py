@@ -113,9 +113,12 @@ def let_go(each: Slice) -> None:
 
 def told(each: Slice) -> bool:
     """Whether a stopped trainer will find a SIGTERM, or has; SLURM may have woken it."""
-    if not each.process.is_running() or each.process.status() != psutil.STATUS_STOPPED:
+    try:
+        if each.process.status() != psutil.STATUS_STOPPED:
+            return True
+        status = Path(f"/proc/{each.process.pid}/status").read_text().splitlines()
+    except (psutil.NoSuchProcess, FileNotFoundError):
         return True
-    status = Path(f"/proc/{each.process.pid}/status").read_text().splitlines()
     masks = [int(line.split()[1], 16) for line in status if line.startswith(("ShdPnd", "SigPnd"))]
     return any(mask & PENDING_TERM for mask in masks)
 
