@@ -26,11 +26,22 @@ BELOW = {
     "evaluation": {"config", "data", "nets", "methods", "pretrain", "diagnostics", "frozen"},
     "reporting": {"config", "data", "diagnostics", "frozen"},
     "theory": {"config", "methods"},
+    "doctor": {"config"},
 }
 OPEN = {"errors", "files", "places", "streams"}
 # A table of names without torch, by which the configuration knows the methods.
 EXCEPTION = "methods.registry"
-NO_TORCH = ("config", "frozen", "diagnostics", "reporting", "errors", "files", "places", "cli")
+NO_TORCH = (
+    "config",
+    "frozen",
+    "diagnostics",
+    "reporting",
+    "errors",
+    "files",
+    "places",
+    "doctor",
+    "cli",
+)
 
 
 def imported(tree):

@@ -31,6 +31,29 @@ def status(
 
 
 @app.command(rich_help_panel=LOOK)
+def doctor(
+    config: Configuration = Path("config"),
+    scale: ScaleName = None,
+    profile: Annotated[Path, typer.Option(help="The Snakemake profile of the cluster.")] = Path(
+        "profiles/slurm"
+    ),
+    submit: Annotated[
+        bool, typer.Option("--submit", help="Also send a job that looks for the results folder.")
+    ] = False,
+) -> None:
+    """Whether this machine, and SLURM where it is installed, can run a scale; what to set.
+
+    Ends with code 0 where all is fine, 1 where something is to set, 2 where it cannot look.
+    """
+    from peregrine.config.load import load
+    from peregrine.doctor import as_text, code, examine
+
+    findings = examine(load(config, scale=scale), profile, submit)
+    print(as_text(findings))
+    raise typer.Exit(code(findings))
+
+
+@app.command(rich_help_panel=LOOK)
 def schema() -> None:
     """Print the JSON schema of config.yaml (workflow/schemas/config.schema.json)."""
     import json
