@@ -27,9 +27,7 @@ def test_a_trained_seed_travels(cli, tiny_config, tmp_path):
     assert cli("collect", "one")[0] == 0
     assert {name: (folder / name).read_bytes() for name in before} == before
     code, out, _ = cli("status")
-    # One of the two runs ends in NaN. The other may be called older code: tests/reporting fixes the
-    # fingerprint of the code for a whole session.
-    assert re.search("4 seeds: 2 (done|older code), 2 failed|4 seeds: 2 failed, 2 older code", out)
+    assert "4 seeds: 2 done, 2 failed" in out  # one of the two runs ends in NaN
 
     # A training of its own replaces what was adopted.
     code, out, error = cli("pretrain", "--run", runs[0], "--seed", "0")

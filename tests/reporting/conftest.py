@@ -285,20 +285,32 @@ class World:
         return files.sha256(path)
 
 
-@pytest.fixture(scope="session")
-def fixed_code():
+def _fix_code(patch: pytest.MonkeyPatch) -> None:
     """Results made by hand carry the code 'now'."""
+    patch.setattr(fingerprint, "fingerprint", lambda step, method=None, files=(): "now")
+    patch.setattr(fingerprint, "parts", lambda step, method=None: {})
+
+
+@pytest.fixture(scope="module")
+def fixed_code():
+    """For no longer than a module: other tests ask for the real fingerprint."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fingerprint, "fingerprint", lambda step, method=None, files=(): "now")
-        patch.setattr(fingerprint, "parts", lambda step, method=None: {})
+        _fix_code(patch)
         yield
 
 
 @pytest.fixture(scope="session")
-def collected(tmp_path_factory, fixed_code):
-    """A world after `collect`. Tests that change it work on a copy."""
+def _collected(tmp_path_factory):
     from peregrine.reporting.collect import collect
 
     world = World(tmp_path_factory.mktemp("world"))
-    collect(world.project, "toy", world.results, world.config)
+    with pytest.MonkeyPatch.context() as patch:
+        _fix_code(patch)
+        collect(world.project, "toy", world.results, world.config)
     return world
+
+
+@pytest.fixture(scope="module")
+def collected(_collected, fixed_code):
+    """A world after `collect`. Tests that change it work on a copy."""
+    return _collected

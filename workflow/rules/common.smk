@@ -44,9 +44,9 @@ PROTOCOL = PROJECT.scale.protocol
 if PROJECT.detection and not (PROJECT.detection.folder / "Annotations").is_dir():
     for cell in (each for each in PROJECT.cells if "detection" in each.evaluations):
         for seed in PROJECT.scale.seeds:
-            if not Path(
-                RUNS, cell.id, f"seed-{seed}/corrected/detection-{PROTOCOL}.json"
-            ).is_file():
+            folder = seed_folder(Path(RESULTS), cell.id, seed)
+            found = folder / "corrected" / f"detection-{PROTOCOL}.json"
+            if not (is_adopted(folder) or found.is_file()):
                 raise WorkflowError(
                     f"config.yaml: detection_data: {PROJECT.detection.folder} has no Annotations;"
                     " name the folder that has them beside JPEGImages and ImageSets"

@@ -7,8 +7,11 @@ from pydantic import Field, model_validator
 from peregrine.config.models import MethodOptions
 
 
+Operator = Literal["none", "nn", "mask", "noise", "mix", "interpolate", "extrapolate"]
+
+
 class AugmentationOptions(MethodOptions):
-    operator: Literal["none", "nn", "mask", "noise", "mix", "interpolate", "extrapolate"] = "none"
+    operator: Operator = "none"
     samples: int = Field(1, ge=1, description="K, augmented samples of each feature.")
     reduction: Literal["mean", "free"] = Field(
         "mean", description="Over the K samples; free: their sum, the free loss."

@@ -9,11 +9,13 @@ to the same features, so that rows and operators can be compared.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from peregrine.config.augmentation import AugmentationOptions, Operator
 from peregrine.config.models import AttackSpec, Protocol
 from peregrine.data.batches import held
 from peregrine.data.prepare import Prepared
@@ -21,16 +23,7 @@ from peregrine.data.views import largest_side, make_views
 from peregrine.evaluation.features import load_method, load_run, trained_on
 from peregrine.frozen import UNMEASURED, weight_facts, write_result
 from peregrine.methods.base import by_role
-from peregrine.methods.feature_augmentation import (
-    FeatureQueue,
-    cosines,
-    extrapolate,
-    interpolate,
-    mask,
-    mix,
-    nearest,
-    noise,
-)
+from peregrine.methods.feature_augmentation import FeatureQueue, augment, cosines
 from peregrine.pretrain.device import set_precision
 from peregrine.streams import generator
 
@@ -160,18 +153,14 @@ def report(
 def augmented(z: Tensor, other: Tensor, queue: FeatureQueue, spec: AttackSpec) -> dict[str, Tensor]:
     """Operator -> one augmented feature [n, d] of each z; `none` are the features themselves."""
 
-    def draws(operator: str) -> torch.Generator:
-        return generator(0, f"robustness/{operator}", device=z.device)
-
-    return {
-        "none": z,
-        "nn": nearest(z, queue, straight_through=False)[0],
-        "mask": mask(z, spec.mask_ratio, draws("mask"))[0],
-        "noise": noise(z, spec.noise_sd, draws("noise"))[0],
-        "mix": mix(z, spec.mix_alpha, draws("mix"))[0],
-        "interpolate": interpolate(z, queue, draws("interpolate"))[0],
-        "extrapolate": extrapolate(z, other, draws("extrapolate"))[0],
-    }
+    given = {"mask_ratio": spec.mask_ratio, "noise_sd": spec.noise_sd, "mix_alpha": spec.mix_alpha}
+    out = {"none": z}
+    for operator in get_args(Operator):
+        if operator != "none":
+            options = AugmentationOptions(operator=operator, **given)
+            draws = generator(0, f"robustness/{operator}", device=z.device)
+            out[operator] = augment(z, other, options, queue, draws)[0]
+    return out
 
 
 def _picks(n: int, most: int, stream: str) -> Tensor:
