@@ -6,7 +6,6 @@ from pydantic import Field, model_validator
 
 from peregrine.config.models import MethodOptions
 
-
 Operator = Literal["none", "nn", "mask", "noise", "mix", "interpolate", "extrapolate"]
 
 
