@@ -14,7 +14,12 @@ from peregrine.config.fingerprint import fingerprint, of_data, parts
 
 STEPS = ("pretrain", "extract", "evaluate", "diagnose")
 OF_METHODS = {"pretrain", "extract"}
-CACHES = (under_test.imports, under_test._tree, under_test.module_digest)
+CACHES = (
+    under_test.imports,
+    under_test._tree,
+    under_test.module_digest,
+    under_test._modules,
+)
 
 SNIPPET = r'''
 """Module docstring."""

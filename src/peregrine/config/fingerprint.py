@@ -45,13 +45,17 @@ STEPS = {
 
 def fingerprint(step: str, method: str | None = None, files: tuple[Path, ...] = ()) -> str:
     """Hex digest of the code that a step runs for a method, and of `files` (templates) as bytes."""
-    modules = STEPS[step] + ((method_target(method)[0],) if method else ())
-    digest = hashlib.sha256()
-    for module in sorted(closure(modules)):
-        digest.update(f"{module} {module_digest(module)}\n".encode())
+    digest = hashlib.sha256(_modules(step, method).encode())
     for path in sorted(files):
         digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()[:16]
+
+
+@cache
+def _modules(step: str, method: str | None) -> str:
+    """A line for each module of a step. Cached: `status` asks for every file of every seed."""
+    modules = STEPS[step] + ((method_target(method)[0],) if method else ())
+    return "".join(f"{module} {module_digest(module)}\n" for module in sorted(closure(modules)))
 
 
 def of_data(name: str) -> str:

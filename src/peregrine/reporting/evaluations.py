@@ -61,8 +61,8 @@ class Evaluations:
     not_available: list[str] = field(default_factory=list)  # readings the method does not have
 
 
-def read_evaluations(place: Path, origin: Origin) -> Evaluations:
-    """All evaluations of a seed folder that are there.
+def read_evaluations(place: Path, origin: Origin, *, look: bool = False) -> Evaluations:
+    """All evaluations of a seed folder that are there; `look`: without their values.
 
     Raises:
         UserError: one that is damaged, changed, or of another kind, run, seed or protocol.
@@ -72,19 +72,22 @@ def read_evaluations(place: Path, origin: Origin) -> Evaluations:
         for kind in origin.evaluations:
             path = place / reading / f"{kind}-{origin.protocol}.json"
             if path.is_file():
-                _add(out, path, f"{reading}/{kind}", origin)
+                found = _add(out, path, f"{reading}/{kind}", origin)
+                if not look:
+                    out.values += _values(found, reading, kind)
     if out.stale:
         out.values, out.code, out.older, out.not_available = [], {}, [], []
     return out
 
 
-def _add(out: Evaluations, path: Path, name: str, origin: Origin) -> None:
+def _add(out: Evaluations, path: Path, name: str, origin: Origin) -> dict[str, Any]:
+    """The content of an evaluation, all but its values added to `out`; empty if it is stale."""
     reading, _, kind = name.partition("/")
     found, made = _identified(path, kind, origin)
     why = _stale(found, made, origin, kind)
     if why:
         out.stale.append(f"{name} {why}")
-        return
+        return {}
     step = STEPS[kind]
     today = {
         step: (
@@ -103,11 +106,15 @@ def _add(out: Evaluations, path: Path, name: str, origin: Origin) -> None:
         out.code[f"{IMAGES}{name}"] = str(made["images"])
     if found["status"] == NOT_AVAILABLE and reading not in out.not_available:
         out.not_available.append(reading)
+    return found
+
+
+def _values(found: Mapping[str, Any], reading: str, kind: str) -> Iterator[tuple[str, str, float]]:
     for key, value in found.items():
         if key not in NO_METRICS:
             own = key if key.startswith("labels-") else f"{kind}/{key}"
             for metric, number in numbers(SECTIONS.get((kind, key), own), value):
-                out.values.append((reading, metric, number))
+                yield reading, metric, number
 
 
 def _identified(path: Path, kind: str, origin: Origin) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -161,3 +168,9 @@ def verify(path: Path, checksum: str, step: str) -> None:
         intact = False
     if not intact:
         raise UserError(f"{path} is missing or was changed; rerun {step}")
+
+
+def is_there(path: Path, checksum: str, step: str) -> None:
+    """`verify` without reading the file, for a look at results of many gigabytes."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; rerun {step}")

@@ -6,7 +6,7 @@ is computed from them alone, so a reader who has the two files can recompute all
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,14 @@ from peregrine.config.study import Study
 from peregrine.errors import UserError
 from peregrine.frozen import EXTRA, data_of, weights_of
 from peregrine.places import ADOPTED, seed_folder
-from peregrine.reporting.evaluations import EVALUATIONS, IMAGES, Origin, read_evaluations, verify
+from peregrine.reporting.evaluations import (
+    EVALUATIONS,
+    IMAGES,
+    Origin,
+    is_there,
+    read_evaluations,
+    verify,
+)
 from peregrine.reporting.published import Cells, read_csv
 
 FAILED = ("collapsed", "nan")
@@ -220,9 +227,13 @@ Facts = dict[str, str]
 
 
 def read_seed(
-    place: Path, cell: Cell, seed: int, project: Project
+    place: Path, cell: Cell, seed: int, project: Project, *, look: bool = False
 ) -> tuple[SeedRun, Facts | None, list[Measurement]]:
     """What one seed has left in the folder `place`; facts are None where nothing is complete.
+
+    Args:
+        look: for its state alone: no measurements, and files that `pretrain` or a bundle has
+            written need only be there. All others are verified as they are read.
 
     Raises:
         UserError: a file that is there but damaged, changed, or of another run.
@@ -257,10 +268,11 @@ def read_seed(
         raise UserError(
             f"{place / 'manifest.json'} belongs to run {owner[0]}, seed {owner[1]}; move the folder"
         )
-    adopted = read_adopted(place)
+    check = is_there if look else verify
+    adopted = read_adopted(place, check)
     for file, checksum in written.items():
         if file in adopted.get("files", written):  # weights need not have come along
-            verify(place / file, checksum, "pretrain")
+            check(place / file, checksum, "pretrain")
     own_digests = {"robustness": protocol_digest(project.protocol, "robustness")}
     if project.detection:
         own_digests["detection"] = digest(project.detection.chosen)
@@ -278,9 +290,9 @@ def read_seed(
     )
 
     key = (cell.study, cell.row, cell.label, cell.id, seed)
-    found = read_evaluations(place, origin)
+    found = read_evaluations(place, origin, look=look)
     values = [Measurement(*key, reading, origin.protocol, *rest) for reading, *rest in found.values]
-    if online is not None:
+    if online is not None and not look:
         values.append(Measurement(*key, "released", "online", ONLINE_PROBE, float(online)))
     unread = [
         kind
@@ -313,7 +325,7 @@ def read_seed(
     return run, facts, sorted(values, key=lambda m: m[5:8])
 
 
-def read_adopted(place: Path) -> dict[str, Any]:
+def read_adopted(place: Path, check: Callable = verify) -> dict[str, Any]:
     """What a bundle has brought there, all of it with its sum; empty for results made here.
 
     Raises:
@@ -323,7 +335,7 @@ def read_adopted(place: Path) -> dict[str, Any]:
         return {}
     record = files.read_json(place / ADOPTED)
     for name, checksum in record["files"].items():
-        verify(place / name, checksum, "adopt")
+        check(place / name, checksum, "adopt")
     return record
 
 

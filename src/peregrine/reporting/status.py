@@ -1,7 +1,8 @@
 """`python -m peregrine status`: how far every seed of every row is, and what to type next.
 
 Nothing is written, nothing is locked for longer than a look, and a damaged file is a line of the
-answer, so that this works beside a running workflow and on what a crash has left.
+answer, so that this works beside a running workflow and on what a crash has left. Of weights and
+histories it only sees that they are there: `collect` reads and verifies them.
 """
 
 import fcntl
@@ -65,7 +66,8 @@ def _row(project: Project, cell: Cell, results: Path) -> list[SeedState]:
     read, damaged = [], {}
     for seed in project.scale.seeds:
         try:
-            read.append(read_seed(seed_folder(results, cell.id, seed), cell, seed, project)[:2])
+            place = seed_folder(results, cell.id, seed)
+            read.append(read_seed(place, cell, seed, project, look=True)[:2])
         except UserError as error:
             damaged[seed] = str(error)
     found = {run.seed: run for run in judged([r for r, _ in read], [facts for _, facts in read])}
