@@ -57,6 +57,16 @@ def checkpoint(folder, epoch):
     files.write_tensors(folder / CHECKPOINT, {"a": np.zeros(1)}, position=position)
 
 
+def test_weights_are_seen_and_not_read(world):
+    """Those of a campaign are many gigabytes; that `collect` reads them is its own test."""
+    weights = world.folder("small", 0) / "backbone.safetensors"
+    weights.write_text("changed")
+    assert of(world, "small")[0] == ("done", "")
+    weights.unlink()
+    state, detail = of(world, "small")[0]
+    assert state == "damaged" and detail == f"{weights} is missing; rerun pretrain"
+
+
 def test_all_done_and_the_report_is_there(world):
     reports = str(world.results.parent / "reports")
     world.project = replace(world.project, config=Config(scale="mini", reports=reports))
