@@ -68,21 +68,24 @@ class Dictionary(nn.Module):
         if isinstance(self.codes, nn.Parameter):
             # A direction has nothing to decay, and Adam would see little else of an unused code.
             self.codes.undecayed = True
-        self._signs: Tensor | None = None
+        self._signs: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self.register_load_state_dict_post_hook(lambda module, _: module._forget())
 
     def _forget(self) -> None:
-        self._signs = None
+        self._signs = {}
 
     def signs(self, like: Tensor) -> Tensor:
-        """The frozen codes as +-1, of the type and on the device of `like`."""
-        if self._signs is None or self._signs.device != like.device:
+        """The frozen codes as +-1 on the device of `like`, of the type that a product has there."""
+        kind = like.device.type
+        autocast = torch.is_autocast_enabled(kind)
+        key = like.device, torch.get_autocast_dtype(kind) if autocast else like.dtype
+        if key not in self._signs:
             packed = unpack(self.bits, (self.shape[0], self.frozen))
-            self._signs = packed.to(torch.float32) * 2 - 1
-        return self._signs.to(like.dtype)
+            self._signs[key] = packed.to(key[1]) * 2 - 1
+        return self._signs[key]
 
     def matrix(self, like: Tensor) -> Tensor:
-        """W [f, c], of the type and on the device of `like`."""
+        """W [f, c] on the device of `like`, of the type that a product has there."""
         if self.codes is None:
             return self.signs(like)
         free = self.codes.to(like.dtype)

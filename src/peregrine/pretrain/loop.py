@@ -36,6 +36,7 @@ from peregrine.methods.build import build_method, split_state
 from peregrine.pretrain import checkpoint
 from peregrine.pretrain.accumulate import accumulate
 from peregrine.pretrain.checkpoint import Position
+from peregrine.pretrain.compiled import begin_step, compile_training
 from peregrine.pretrain.device import autocast, circumstances, set_precision
 from peregrine.pretrain.monitor import monitors, neighbour_monitors
 from peregrine.pretrain.optim import (
@@ -77,7 +78,10 @@ class Trainer:
         self.optimizer = build_optimizer(
             run.optimizer, self.method.parameters(), self.schedule.base
         )
-        self.probe_optimizer = torch.optim.Adam(self.probe.parameters(), lr=run.probe.lr)
+        self.probe_optimizer = torch.optim.Adam(
+            self.probe.parameters(), lr=run.probe.lr, fused=device.type == "cuda" or None
+        )
+        self.compiled = compile_training(self.method, device, run.epochs * self.steps)
         picks = torch.randperm(n, generator=generator(seed, "order", -1))
         self.watched = self.normalised(self.images.whole(picks[:MONITOR_IMAGES].to(device)))
 
@@ -129,6 +133,8 @@ class Trainer:
         views = make_views(images, self.run.views, draws, mean=self.mean, std=self.sd)
         views.rows = rows
         self.optimizer.zero_grad(set_to_none=True)
+        if self.compiled:
+            begin_step()
         precision = partial(autocast, self.device, self.run.precision)
         terms, online = accumulate(self.method, views, now, self.run.accumulate, precision)
         clip_gradients(self.method.parameters(), spec.clip_norm)
@@ -328,6 +334,7 @@ def _write(
             if seconds
             else None,
             **circumstances(trainer.device),
+            "compiled": trainer.compiled,
         },
     )
     deterministic = ("backbone.safetensors", "method.safetensors", "run.yaml", "history.csv")
