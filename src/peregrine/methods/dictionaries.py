@@ -69,10 +69,11 @@ class Dictionary(nn.Module):
             # A direction has nothing to decay, and Adam would see little else of an unused code.
             self.codes.undecayed = True
         self._signs: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._counts: tuple[int, int] | None = None  # stored and fitted, as the host knows them
         self.register_load_state_dict_post_hook(lambda module, _: module._forget())
 
     def _forget(self) -> None:
-        self._signs = {}
+        self._signs, self._counts = {}, None
 
     def signs(self, like: Tensor) -> Tensor:
         """The frozen codes as +-1 on the device of `like`, of the type that a product has there."""
@@ -115,16 +116,21 @@ class Dictionary(nn.Module):
             return
         size = len(self.memory)
         new = F.normalize(torch.cat(self._newest).to(self.memory.dtype), dim=1)[-size:]
-        places = (self.stored + torch.arange(len(new), device=new.device)) % size
+        # Read once: each look at them would wait for a GPU.
+        stored, fitted = self._counts or (int(self.stored), int(self.fitted))
+        places = (stored + torch.arange(len(new), device=new.device)) % size
         self.memory[places] = new
-        self.stored += len(new)
+        stored += len(new)
         self._newest = []
         # Asked once an epoch has begun: nobody but the loop knows which step is an epoch's last.
-        if progress.epoch >= self.fitted + self.refit_epochs and self.stored >= self.shape[1]:
-            known = self.memory[: int(self.stored)]
+        if progress.epoch >= fitted + self.refit_epochs and stored >= self.shape[1]:
             draws = progress.generator(torch.device("cpu"), "dictionary")
-            self.codes.copy_(kmeans(known, self.shape[1], draws).T * math.sqrt(self.shape[0]))
-            self.fitted.fill_(progress.epoch)
+            centres = kmeans(self.memory[:stored], self.shape[1], draws)
+            self.codes.copy_(centres.T * math.sqrt(self.shape[0]))
+            fitted = progress.epoch
+        self.stored.fill_(stored)
+        self.fitted.fill_(fitted)
+        self._counts = stored, fitted
 
 
 def hadamard(f: int, c: int, draws: torch.Generator) -> Tensor:

@@ -38,7 +38,7 @@ from peregrine.pretrain.accumulate import accumulate
 from peregrine.pretrain.checkpoint import Position
 from peregrine.pretrain.compiled import begin_step, compile_training
 from peregrine.pretrain.device import autocast, circumstances, set_precision
-from peregrine.pretrain.monitor import monitors, neighbour_monitors
+from peregrine.pretrain.monitor import chance_purity, monitors, neighbour_monitors
 from peregrine.pretrain.optim import (
     Schedule,
     build_optimizer,
@@ -65,6 +65,7 @@ class Trainer:
         self.run, self.seed, self.device = run, seed, device
         self.images = held(data.images["train"], device, largest_side(run.views))
         self.labels = torch.from_numpy(data.labels["train"]).to(device)
+        self.chance = chance_purity(self.labels)
         self.mean, self.sd, self.unverified = data.mean, data.sd, data.unverified
         n = len(self.images)
         self.steps = n // run.batch_size
@@ -159,7 +160,7 @@ class Trainer:
         looks = min(NEIGHBOUR_LOOKS, self.steps)
         if index * looks // self.steps == (index - 1) * looks // self.steps:
             return {}
-        seen = neighbour_monitors(self.method, self.labels)
+        seen = neighbour_monitors(self.method, self.labels, self.chance)
         return {name: value * (self.steps / looks) for name, value in seen.items()}
 
     @torch.no_grad()
