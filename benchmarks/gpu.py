@@ -183,15 +183,26 @@ def epoch(name: str, compiled: bool, given: Namespace) -> dict[str, float]:
         "step_ms": ms,
         "epoch_seconds": ms * (EPOCH // batch) / 1000,
         "samples_per_second": 1000 * batch / ms,
-        "batch": batch,
-        "backbone": own.run.backbone.model_dump(mode="json"),
-        "precision": own.run.precision,
+        "compiled": compiled,
+        **shape(own.run),
         "views_ms": views_ms(images(given), own.run, batch, given),
     }
     if given.device != "cpu":
         out["peak_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
         out["launches_per_step"] = launches(lambda: next(steps))
     return out
+
+
+def shape(run: Run) -> dict:
+    """What `peregrine status --estimate` must know of a measured rate."""
+    return {
+        "backbone": run.backbone.model_dump(mode="json"),
+        "channels": 3,
+        "views": [[32, 2]],
+        "batch": run.batch_size,
+        "precision": run.precision,
+        "method": run.method,
+    }
 
 
 def launches(step, count: int = 4) -> float:
@@ -299,7 +310,8 @@ def main() -> None:
         else:
             results[name] = apart(name, BUDGETS[name])
         write(path, machine, asked, results)
-        shown = {key: value for key, value in results[name].items() if key != "backbone"}
+        hidden = ("backbone", "channels", "views", "method")
+        shown = {key: value for key, value in results[name].items() if key not in hidden}
         print(f"{name} ({time.perf_counter() - began:.0f} s): {json.dumps(shown)}", flush=True)
 
 

@@ -18,7 +18,8 @@ def facts(device: str = "cpu") -> dict[str, object]:
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         "versions": {"torch": torch.__version__, "numpy": np.__version__},
-        "device": device,
+        "device": f"cpu {platform.machine()}",
+        "threads": torch.get_num_threads(),
     }
     if device != "cpu":
         out |= {
