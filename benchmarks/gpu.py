@@ -6,7 +6,8 @@
 Slices run one after the other, each in a process and within a budget of its own; FOLDER/gpu.json is
 written after each, and a slice that it has for the same device and torch is not run again. A slice
 that fails leaves its last line and the next one follows. --quick takes tiny nets and a few steps,
-to see that every slice works. FOLDER of --data has CIFAR-10 in the official binary layout.
+to see that every slice works. FOLDER of --data has CIFAR-10 in the official binary layout. Besides
+torch, torchvision and numpy it needs pydantic, PyYAML, safetensors and tqdm.
 
     views               two-view samples/s at 32 px, batches of 64, 256 and 1024
     r18-*               ResNet-18, two views, batch 256 (Barlow Twins, Adam)

@@ -15,17 +15,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from peregrine.config.load import Project, validate
+from peregrine.config.load import Project, read_yaml, validate
 from peregrine.config.models import BackboneSpec, Run
 from peregrine.data.sources import SOURCES
 from peregrine.errors import UserError
 from peregrine.files import read_json
 
 FAR = 30
-"""Times as many operations, or as few, from which a rate says nothing: what bounds small nets is not
-operations."""
+"""Times as many operations, or as few, from which a rate says nothing: operations are not what
+bounds small nets."""
 
 Flops = Callable[[BackboneSpec, int, int], float]
 """(backbone, channels, side in px) -> operations of a pass forward of one image."""
@@ -124,15 +122,15 @@ def measurements(results: Path, recorded: Path) -> list[Measured]:
     for manifest in sorted(results.glob("runs/*/seed-*/manifest.json")):
         try:
             found.append(_finished(manifest))
-        except (OSError, UserError, KeyError, ValueError, TypeError, yaml.YAMLError):
+        except (OSError, UserError, KeyError, ValueError, TypeError):
             continue
     return found
 
 
 def _finished(manifest: Path) -> Measured:
     facts = read_json(manifest)
-    content = yaml.safe_load((manifest.parent / "run.yaml").read_text(encoding="utf-8"))
-    run = validate(Run, content, str(manifest.parent / "run.yaml"))
+    path = manifest.parent / "run.yaml"
+    run = validate(Run, read_yaml(path), str(path))
     with (manifest.parent / "timing.csv").open(encoding="utf-8") as stream:
         rates = [float(row["samples_per_second"]) for row in csv.DictReader(stream)]
     return Measured(
@@ -289,8 +287,8 @@ def as_text(project: Project, table: dict[str, list[StudyHours]], known: Sequenc
                 remarks.append(f"evaluation of {_of(each.unmeasured, 'run')} not measured")
             note = f"  ({'; '.join(remarks)})" if remarks else ""
             lines.append(
-                f"  {each.study:<{width}}  training {_hours(each.training)}"
-                f"  evaluation {_hours(each.evaluation)}{note}"
+                f"  {each.study:<{width}}  training {_hours(each.training, each.far)}"
+                f"  evaluation {_hours(each.evaluation, each.unmeasured)}{note}"
             )
     for kind in ("cpu", "cuda"):
         if not any(each.startswith(kind) for each in table):
@@ -306,5 +304,8 @@ def _of(count: int, word: str) -> str:
     return f"{count} {word}{'s' * (count != 1)}"
 
 
-def _hours(value: float) -> str:
+def _hours(value: float, without: int) -> str:
+    """Hours or minutes; `without` runs are not in them."""
+    if without and not value:
+        return "not measured"
     return f"{value:9,.1f} h" if value >= 1 else f"{60 * value:7.1f} min"
