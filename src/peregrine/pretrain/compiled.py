@@ -5,10 +5,6 @@ them. torch.compile fuses some and replays the rest as one CUDA graph. As with c
 kernels the last bits are others, so it is a circumstance and stands in the manifest.
 """
 
-import importlib.util
-import os
-import shutil
-
 import torch
 from torch import nn
 
@@ -37,12 +33,12 @@ def compile_training(method: nn.Module, device: torch.device, steps: int) -> boo
     wanted = choice if choice is not None else device.type == "cuda" and steps >= WORTH
     if not wanted or not steps:
         return False
-    lacking = _lacking(device)
-    if lacking:
-        print(f"the backbone is not compiled: {lacking}; training goes on without", flush=True)
-        return False
     # Stochastic depth draws from a generator of its own, which a graph cannot replay.
     if any(isinstance(each, DropPath) for each in method.backbone.modules()):
+        return False
+    lacking = _lacking(device)
+    if lacking:
+        print(f"the backbone is not compiled, training goes on without: {lacking}", flush=True)
         return False
     for module in [*method.modules()]:
         if type(module) is type(method.backbone):
@@ -66,10 +62,9 @@ def _compile(backbone: nn.Module) -> None:
 
 
 def _lacking(device: torch.device) -> str:
-    """What of the compiler's own needs is not installed; nothing: ''."""
-    names = (os.environ.get("CXX"), "g++", "c++", "clang++", "gcc", "cc", "clang")
-    if not any(name and shutil.which(name) for name in names):
-        return "there is no C++ compiler (g++ or clang++)"
-    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed"
+    """Why a trifle cannot be compiled, such as no C++ compiler; '' where it can."""
+    try:
+        torch.compile(lambda x: x.square() + 1)(torch.ones(2, device=device))
+    except (RuntimeError, OSError, ImportError) as error:
+        return " ".join(str(error).split())[:200]
     return ""
