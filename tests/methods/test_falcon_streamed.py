@@ -148,9 +148,9 @@ def test_columns_are_the_columns_of_the_saved_bits():
     signs = flat.reshape(WIDTH, CODES) * 2.0 - 1.0
     for start, stop in ((0, 5), (5, 10), (19, 22), (0, 22)):
         assert (head.columns(start, stop).numpy() == signs[:, start:stop]).all()
-    assert head._signs is None  # the whole dictionary is never unpacked
+    assert not head._signs  # the whole dictionary is never unpacked
     head.scores(draw(3, WIDTH).float())
-    assert head._signs is None
+    assert not head._signs
 
 
 def test_bfloat16_computes_both_passes_in_one_type():

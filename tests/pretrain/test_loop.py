@@ -275,7 +275,8 @@ def test_neighbours_of_an_epoch_are_the_mean_over_evenly_spaced_steps(
     """16 steps of 6 images and a queue of 50: looks after steps 0, 2, 4, ..."""
     looks = []
 
-    def seen(method, labels):
+    def seen(method, labels, chance):
+        assert chance == 0.25  # four classes of 24 images
         assert (labels == torch.from_numpy(tiny_data.labels["train"])).all()
         looks.append(int(method.queue.position))
         return {"neighbour_purity": torch.tensor(float(len(looks)))}

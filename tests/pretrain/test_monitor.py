@@ -10,6 +10,7 @@ from torch import nn
 
 from peregrine.methods.base import Neighbours
 from peregrine.pretrain.monitor import (
+    chance_purity,
     direction_sd,
     effective_rank,
     monitors,
@@ -79,7 +80,11 @@ def test_neighbours_are_older_views_of_the_same_class_or_of_no_image():
     labels = torch.tensor([0, 0, 0, 1, 1])
     found = {32: torch.tensor([0, 2, -1, 4]), None: torch.tensor([0, 1, 3, 3])}
     images = torch.tensor([0, 1, 2, 4])
-    seen = neighbour_monitors(SimpleNamespace(neighbours=lambda: Neighbours(images, found)), labels)
+    method, chance = (
+        SimpleNamespace(neighbours=lambda: Neighbours(images, found)),
+        chance_purity(labels),
+    )
+    seen = neighbour_monitors(method, labels, chance)
     assert {name: float(value) for name, value in seen.items()} == {
         "neighbour_chance": pytest.approx((9 + 4) / 25),  # (3/5)^2 + (2/5)^2
         "neighbour_same_image_L32": 0.5,  # 0 and 4
@@ -87,4 +92,4 @@ def test_neighbours_are_older_views_of_the_same_class_or_of_no_image():
         "neighbour_same_image": 0.5,  # 0 and 1
         "neighbour_purity": 0.75,  # 0, 1, and 3 for image 4; 3 is of another class than 2
     }
-    assert neighbour_monitors(SimpleNamespace(neighbours=lambda: None), labels) == {}
+    assert neighbour_monitors(SimpleNamespace(neighbours=lambda: None), labels, chance) == {}

@@ -56,6 +56,8 @@ if PROJECT.detection and not (PROJECT.detection.folder / "Annotations").is_dir()
 TOGETHER = PROJECT.scale.seeds_per_job == "all"
 SEED_FOLDERS = expand("seed-{seed}", seed=PROJECT.scale.seeds) if TOGETHER else ["seed-{seed}"]
 JOB = "{run}" if TOGETHER else "{run}.seed-{seed}"
+# Seeds that a training job has at work at a time; `pretrain` counts places of a GPU the same way.
+AT_ONCE = min(PROJECT.scale.seeds_together, len(PROJECT.scale.seeds), GPU_PLACES or sys.maxsize)
 SEED_NAMES = "all seeds" if TOGETHER else "seed {wildcards.seed}"
 
 
@@ -184,16 +186,16 @@ if GPU and "gpu" not in workflow.global_resources:  # --resources gpu=N wins
     workflow.register_resource("gpu", GPU_PLACES)
 
 
-def asked_of(step):
+def asked_of(step, at_once=1):
     """Memory, time and GPU of a step as its run needs them: see peregrine.config.resources."""
 
     def of_run(wildcards):
         return needs(step, PROJECT.run(wildcards.run))
 
     return {
-        "mem_mb": lambda wildcards: of_run(wildcards).mem_mb,
+        "mem_mb": lambda wildcards: at_once * of_run(wildcards).mem_mb,
         "runtime": lambda wildcards: f"{of_run(wildcards).hours}h",
-        "gpu": lambda wildcards: GPU * of_run(wildcards).gpu,
+        "gpu": lambda wildcards: at_once * GPU * of_run(wildcards).gpu,
     }
 
 

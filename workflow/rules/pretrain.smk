@@ -19,9 +19,9 @@ rule pretrain:
         f"{BENCHMARKS}/pretrain/{JOB}.tsv"
     conda:
         "../envs/peregrine.yaml"
-    threads: PROJECT.scale.training_threads
+    threads: AT_ONCE * PROJECT.scale.training_threads
     resources:
-        **asked_of("pretrain"),
+        **asked_of("pretrain", AT_ONCE),
     params:
         scale=SCALE,
         code=code_of("pretrain"),
@@ -30,5 +30,5 @@ rule pretrain:
     message:
         about("Pretraining")
     shell:
-        "OMP_NUM_THREADS={threads} PYTHONPATH=src python -m peregrine pretrain --scale {params.scale} --run {wildcards.run}"
+        "OMP_NUM_THREADS={params.threads} PYTHONPATH=src python -m peregrine pretrain --scale {params.scale} --run {wildcards.run}"
         " {params.seeds} > {log:q} 2>&1"

@@ -1,11 +1,14 @@
 """Looking around."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from peregrine.cli.options import LOOK, Configuration, ScaleName, app
+
+if TYPE_CHECKING:
+    from peregrine.config.load import Project
 
 
 @app.command(rich_help_panel=LOOK)
@@ -16,8 +19,11 @@ def status(
     config: Configuration = Path("config"),
     scale: ScaleName = None,
     json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Instead: hours of every study, as measured so far.")
+    ] = False,
 ) -> None:
-    """How far every seed of every row is, and what to type next.
+    """How far every seed of every row is, and what to type next; or how long it takes.
 
     Reads only, also beside a running workflow. Ends with code 0 whatever it finds.
     """
@@ -25,9 +31,23 @@ def status(
     from peregrine.reporting.status import as_json, as_text, next_step, states
 
     project = load(config, scale=scale)
+    if estimate:
+        print(estimated(project, config.parent / "benchmarks" / "recorded", json))
+        return
     seeds = states(project, study or list(project.studies), Path(project.config.results))
     step = next_step(project, seeds, load_config(config).scale)
     print((as_json if json else as_text)(project, seeds, step))
+
+
+def estimated(project: "Project", recorded: Path, json: bool) -> str:
+    """Hours of every study on each kind of device that was measured."""
+    from peregrine.nets.flops import forward_flops
+    from peregrine.reporting.estimate import as_json, as_text, hours, measurements
+
+    results = Path(project.config.results)
+    known = measurements(results, recorded)
+    table = hours(project, known, forward_flops, results)
+    return as_json(table) if json else as_text(project, table, known)
 
 
 @app.command(rich_help_panel=LOOK)

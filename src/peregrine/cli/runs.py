@@ -70,22 +70,35 @@ def pretrain(
     config: Configuration = Path("config"),
     scale: ScaleName = None,
     device: Device = "auto",
+    seeds_together: Annotated[
+        int | None, typer.Option(min=1, help="Trained at a time; the scale's number by default.")
+    ] = None,
 ) -> None:
-    """Train a run, one seed after the other; a stopped one goes on where it was.
+    """Train a run, one seed after the other or several at a time; a stopped one goes on.
 
     Reads the prepared data set; writes results/runs/RUN/seed-N/. Ends with code 0 also where a
     seed collapses or ends in NaN, which is a result, and with code 75 where a signal stopped it:
     the same command then goes on from the last checkpoint.
     """
+    from peregrine.cli.together import places, train_together
     from peregrine.config.load import load
+
+    project = load(config, scale=scale)
+    chosen = project.run(run)
+    project.check_seeds(run, seed)
+    at_once = min(seeds_together or project.scale.seeds_together, len(seed))
+    if at_once > 1:
+        at_once = places(at_once, device)
+    if at_once > 1:
+        options = ["--run", run, "--config", str(config), "--scale", project.scale.name]
+        options += ["--device", device, "--seeds-together", "1"]
+        raise typer.Exit(train_together(seed, at_once, options, project.scale.training_threads))
+
     from peregrine.data.prepare import load as load_data
     from peregrine.pretrain.device import pick_device, set_threads
     from peregrine.pretrain.loop import Interrupted
     from peregrine.pretrain.loop import pretrain as step
 
-    project = load(config, scale=scale)
-    chosen = project.run(run)
-    project.check_seeds(run, seed)
     results = Path(project.config.results)
     set_threads(project.scale.training_threads)
     data = load_data(results / "data" / f"{chosen.dataset.name}.safetensors", chosen.dataset)

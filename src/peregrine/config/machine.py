@@ -42,6 +42,18 @@ def gpu_wait() -> int | None:
     return _number("PEREGRINE_GPU_WAIT", None, least=0)
 
 
+def compile_choice() -> bool | None:
+    """Whether trainings are compiled: PEREGRINE_COMPILE, 0 or 1; None where it is not set.
+
+    Raises:
+        UserError: it is something else.
+    """
+    text = os.environ.get("PEREGRINE_COMPILE", "")
+    if text not in ("", "0", "1"):
+        raise UserError(f"PEREGRINE_COMPILE is '{text}'; set it to 0 (never) or 1 (always)")
+    return bool(int(text)) if text else None
+
+
 def _number(name: str, default: int | None, *, least: int) -> int | None:
     text = os.environ.get(name, "")
     if not text:

@@ -263,6 +263,9 @@ class Scale(Model):
     description: str
     seeds: tuple[int, ...] = Field(min_length=1)
     seeds_per_job: Literal["all", "one"] = "one"
+    seeds_together: int = Field(
+        1, ge=1, le=64, description="Trained at a time by a job that takes all seeds."
+    )
     training_threads: int = Field(
         1, ge=1, le=1024, description="Set by torch; other counts, other bits."
     )
@@ -276,6 +279,8 @@ class Scale(Model):
     def _seeds(self) -> "Scale":
         if len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise ValueError("seeds must be different numbers of at least 0")
+        if self.seeds_together > 1 and self.seeds_per_job == "one":
+            raise ValueError("seeds_together is for jobs of several seeds; set seeds_per_job: all")
         return self
 
 

@@ -106,8 +106,7 @@ def follow(
     share = math.cos(math.pi * progress.step / max(progress.total_steps, 1))
     momentum = end - (end - start) * (share + 1) / 2
     online = [parameter for module in fast for parameter in module.parameters()]
-    for target, parameter in zip(slow.parameters(), online, strict=True):
-        target.lerp_(parameter, 1 - momentum)
+    torch._foreach_lerp_([*slow.parameters()], online, 1 - momentum)
 
 
 class Method(nn.Module, ABC):

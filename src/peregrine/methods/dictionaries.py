@@ -68,21 +68,25 @@ class Dictionary(nn.Module):
         if isinstance(self.codes, nn.Parameter):
             # A direction has nothing to decay, and Adam would see little else of an unused code.
             self.codes.undecayed = True
-        self._signs: Tensor | None = None
+        self._signs: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._counts: tuple[int, int] | None = None  # stored and fitted, as the host knows them
         self.register_load_state_dict_post_hook(lambda module, _: module._forget())
 
     def _forget(self) -> None:
-        self._signs = None
+        self._signs, self._counts = {}, None
 
     def signs(self, like: Tensor) -> Tensor:
-        """The frozen codes as +-1, of the type and on the device of `like`."""
-        if self._signs is None or self._signs.device != like.device:
+        """The frozen codes as +-1 on the device of `like`, of the type that a product has there."""
+        kind = like.device.type
+        autocast = torch.is_autocast_enabled(kind)
+        key = like.device, torch.get_autocast_dtype(kind) if autocast else like.dtype
+        if key not in self._signs:
             packed = unpack(self.bits, (self.shape[0], self.frozen))
-            self._signs = packed.to(torch.float32) * 2 - 1
-        return self._signs.to(like.dtype)
+            self._signs[key] = packed.to(key[1]) * 2 - 1
+        return self._signs[key]
 
     def matrix(self, like: Tensor) -> Tensor:
-        """W [f, c], of the type and on the device of `like`."""
+        """W [f, c] on the device of `like`, of the type that a product has there."""
         if self.codes is None:
             return self.signs(like)
         free = self.codes.to(like.dtype)
@@ -112,16 +116,21 @@ class Dictionary(nn.Module):
             return
         size = len(self.memory)
         new = F.normalize(torch.cat(self._newest).to(self.memory.dtype), dim=1)[-size:]
-        places = (self.stored + torch.arange(len(new), device=new.device)) % size
+        # Read once: each look at them would wait for a GPU.
+        stored, fitted = self._counts or (int(self.stored), int(self.fitted))
+        places = (stored + torch.arange(len(new), device=new.device)) % size
         self.memory[places] = new
-        self.stored += len(new)
+        stored += len(new)
         self._newest = []
         # Asked once an epoch has begun: nobody but the loop knows which step is an epoch's last.
-        if progress.epoch >= self.fitted + self.refit_epochs and self.stored >= self.shape[1]:
-            known = self.memory[: int(self.stored)]
+        if progress.epoch >= fitted + self.refit_epochs and stored >= self.shape[1]:
             draws = progress.generator(torch.device("cpu"), "dictionary")
-            self.codes.copy_(kmeans(known, self.shape[1], draws).T * math.sqrt(self.shape[0]))
-            self.fitted.fill_(progress.epoch)
+            centres = kmeans(self.memory[:stored], self.shape[1], draws)
+            self.codes.copy_(centres.T * math.sqrt(self.shape[0]))
+            fitted = progress.epoch
+        self.stored.fill_(stored)
+        self.fitted.fill_(fitted)
+        self._counts = stored, fitted
 
 
 def hadamard(f: int, c: int, draws: torch.Generator) -> Tensor:

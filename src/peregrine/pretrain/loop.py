@@ -36,8 +36,9 @@ from peregrine.methods.build import build_method, split_state
 from peregrine.pretrain import checkpoint
 from peregrine.pretrain.accumulate import accumulate
 from peregrine.pretrain.checkpoint import Position
+from peregrine.pretrain.compiled import begin_step, compile_training
 from peregrine.pretrain.device import autocast, circumstances, set_precision
-from peregrine.pretrain.monitor import monitors, neighbour_monitors
+from peregrine.pretrain.monitor import chance_purity, monitors, neighbour_monitors
 from peregrine.pretrain.optim import (
     Schedule,
     build_optimizer,
@@ -64,6 +65,7 @@ class Trainer:
         self.run, self.seed, self.device = run, seed, device
         self.images = held(data.images["train"], device, largest_side(run.views))
         self.labels = torch.from_numpy(data.labels["train"]).to(device)
+        self.chance = chance_purity(self.labels)
         self.mean, self.sd, self.unverified = data.mean, data.sd, data.unverified
         n = len(self.images)
         self.steps = n // run.batch_size
@@ -77,7 +79,10 @@ class Trainer:
         self.optimizer = build_optimizer(
             run.optimizer, self.method.parameters(), self.schedule.base
         )
-        self.probe_optimizer = torch.optim.Adam(self.probe.parameters(), lr=run.probe.lr)
+        self.probe_optimizer = torch.optim.Adam(
+            self.probe.parameters(), lr=run.probe.lr, fused=device.type == "cuda" or None
+        )
+        self.compiled = compile_training(self.method, device, run.epochs * self.steps)
         picks = torch.randperm(n, generator=generator(seed, "order", -1))
         self.watched = self.normalised(self.images.whole(picks[:MONITOR_IMAGES].to(device)))
 
@@ -129,6 +134,8 @@ class Trainer:
         views = make_views(images, self.run.views, draws, mean=self.mean, std=self.sd)
         views.rows = rows
         self.optimizer.zero_grad(set_to_none=True)
+        if self.compiled:
+            begin_step()
         precision = partial(autocast, self.device, self.run.precision)
         terms, online = accumulate(self.method, views, now, self.run.accumulate, precision)
         clip_gradients(self.method.parameters(), spec.clip_norm)
@@ -153,7 +160,7 @@ class Trainer:
         looks = min(NEIGHBOUR_LOOKS, self.steps)
         if index * looks // self.steps == (index - 1) * looks // self.steps:
             return {}
-        seen = neighbour_monitors(self.method, self.labels)
+        seen = neighbour_monitors(self.method, self.labels, self.chance)
         return {name: value * (self.steps / looks) for name, value in seen.items()}
 
     @torch.no_grad()
@@ -328,6 +335,7 @@ def _write(
             if seconds
             else None,
             **circumstances(trainer.device),
+            "compiled": trainer.compiled,
         },
     )
     deterministic = ("backbone.safetensors", "method.safetensors", "run.yaml", "history.csv")

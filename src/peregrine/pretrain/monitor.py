@@ -23,20 +23,25 @@ def monitors(method: Method, images: Tensor) -> dict[str, float]:
     return out
 
 
+def chance_purity(labels: Tensor) -> Tensor:
+    """Chance that two random images are of one class; waits for the device of labels [n]."""
+    shares = torch.bincount(labels).double() / len(labels)
+    return (shares**2).sum()
+
+
 @torch.no_grad()
-def neighbour_monitors(method: Method, labels: Tensor) -> dict[str, Tensor]:
+def neighbour_monitors(method: Method, labels: Tensor, chance: Tensor) -> dict[str, Tensor]:
     """What the neighbours in a method's queue are, given the classes of all training images [n].
 
     `neighbour_same_image` is the share that are an older view of the very same image, and
     `neighbour_purity` the share of the same class, these included; with _L{L} among the newest L
-    vectors alone. `neighbour_chance` is the purity of images drawn at random. Vectors of no image,
-    with which a queue starts, count as neither. Methods that search no queue have none of them.
+    vectors alone. `neighbour_chance` is `chance`, see `chance_purity`. Vectors of no image, with
+    which a queue starts, count as neither. Methods that search no queue have none of them.
     """
     seen = method.neighbours()
     if seen is None:
         return {}
-    shares = torch.bincount(labels).double() / len(labels)
-    out = {"neighbour_chance": (shares**2).sum()}
+    out = {"neighbour_chance": chance}
     for length, found in seen.found.items():
         end = "" if length is None else f"_L{length}"
         pure = (labels[found] == labels[seen.images]) & (found >= 0)

@@ -87,5 +87,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], norm: float) -> None:
     """
     if norm:
         gradients = [each.grad for each in parameters if each.grad is not None]
-        for gradient, size in zip(gradients, torch._foreach_norm(gradients), strict=True):
-            gradient.mul_((norm / (size + 1e-6)).clamp(max=1.0))
+        scales = torch._foreach_add(torch._foreach_norm(gradients), 1e-6)
+        torch._foreach_reciprocal_(scales)
+        torch._foreach_mul_(scales, norm)
+        torch._foreach_clamp_max_(scales, 1.0)
+        torch._foreach_mul_(gradients, scales)
