@@ -43,6 +43,7 @@ clean:  ## everything that make or snakemake wrote, data and trained runs includ
 $(VENV)/installed: requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 	  sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v}: make PYTHON=...")'
+	@command -v which > /dev/null || { echo "the program 'which' is needed (Snakemake's SLURM plugin calls it)"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	@touch $@
