@@ -28,6 +28,8 @@ SMALL = (
     + "studies: {falcon: {rows: [falcon-c16], run: {method: {embedding: 8}}}}\n"
 )
 WANTED = ("reports/tiny/falcon.pdf", "results/tiny/verdict_gate.txt")
+# What is left then takes no node: a job of SLURM costs a quarter of a minute, whatever it does.
+UNTIL = ("--until", "extract")
 BY_SLURM = ("--workflow-profile", "profiles/slurm")
 # The first look after a second instead of twenty, since jobs are short; then after 11, 21, ...
 BY_SLURM += ("--slurm-init-seconds-before-status-checks", "1")
@@ -135,7 +137,7 @@ def history(slurm, tmp_path_factory):
     """A workflow on the cluster to which everything happens, beside one without; what was seen."""
     folder = small_checkout(tmp_path_factory.mktemp("by-slurm") / "checkout")
     local = small_checkout(tmp_path_factory.mktemp("local") / "checkout")
-    workflow = started(folder, *BY_SLURM, *WANTED)
+    workflow = started(folder, *BY_SLURM, *UNTIL, *WANTED)
     undisturbed = started(local, "--cores", "1", *WANTED)
     try:
         first = at_work(folder, workflow)
@@ -161,8 +163,9 @@ def history(slurm, tmp_path_factory):
         fourth = at_work(folder, workflow, third.job)
         fourth.process.resume()
         seen |= {"fourth": fourth, "limited": job(third.job)}
-        ended(undisturbed, local)
         seen["said"] = ended(workflow, folder)
+        ended(started(folder, "--cores", "1", *WANTED), folder)
+        ended(undisturbed, local)
         yield seen
     finally:
         for each in (workflow, undisturbed):
@@ -208,7 +211,7 @@ def test_a_failed_job_shows_its_log(history, tmp_path):
     weights = next(folder.glob("results/runs/*/seed-0/backbone.safetensors"))
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    workflow = started(folder, *BY_SLURM, "--retries", "0", "--until", "extract", *WANTED)
+    workflow = started(folder, *BY_SLURM, "--retries", "0", *UNTIL, *WANTED)
     assert workflow.wait(120) == 1
     said = (folder / "said").read_text()
     assert "peregrine: error: " in said
