@@ -28,8 +28,9 @@ SMALL = (
     + "studies: {falcon: {rows: [falcon-c16], run: {method: {embedding: 8}}}}\n"
 )
 WANTED = ("reports/tiny/falcon.pdf", "results/tiny/verdict_gate.txt")
-# What is left then takes no node: a job of SLURM costs a quarter of a minute, whatever it does.
-UNTIL = ("--until", "extract")
+# Trainings alone go to the cluster, as do the features of the last test: that a job has ended is
+# seen after 12, 33, 64, ... seconds, however short it was.
+UNTIL = ("--until", "pretrain")
 BY_SLURM = ("--workflow-profile", "profiles/slurm")
 # The first look after a second instead of twenty, since jobs are short; then after 11, 21, ...
 BY_SLURM += ("--slurm-init-seconds-before-status-checks", "1")
@@ -136,7 +137,9 @@ def slurm(tmp_path_factory):
 def history(slurm, tmp_path_factory):
     """A workflow on the cluster to which everything happens, beside one without; what was seen."""
     folder = small_checkout(tmp_path_factory.mktemp("by-slurm") / "checkout")
-    local = small_checkout(tmp_path_factory.mktemp("local") / "checkout")
+    ended(started(folder, "--cores", "1", "--until", "prepare", *WANTED), folder)
+    local = tmp_path_factory.mktemp("local") / "checkout"
+    shutil.copytree(folder, local, symlinks=True)
     workflow = started(folder, *BY_SLURM, *UNTIL, *WANTED)
     undisturbed = started(local, "--cores", "1", *WANTED)
     try:
@@ -211,7 +214,7 @@ def test_a_failed_job_shows_its_log(history, tmp_path):
     weights = next(folder.glob("results/runs/*/seed-0/backbone.safetensors"))
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    workflow = started(folder, *BY_SLURM, "--retries", "0", *UNTIL, *WANTED)
+    workflow = started(folder, *BY_SLURM, "--retries", "0", "--until", "extract", *WANTED)
     assert workflow.wait(120) == 1
     said = (folder / "said").read_text()
     assert "peregrine: error: " in said
