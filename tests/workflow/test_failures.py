@@ -42,7 +42,7 @@ class Campaign:
         given = environment() | {"PYTHONPATH": str(self.folder / "src")} | variables
         command = [sys.executable, "-m", *words]
         return subprocess.run(
-            command, cwd=self.folder, env=given, capture_output=True, text=True, timeout=400
+            command, cwd=self.folder, env=given, capture_output=True, text=True, timeout=1200
         )
 
     def status(self) -> dict:

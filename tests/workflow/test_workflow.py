@@ -91,7 +91,7 @@ def environment() -> dict[str, str]:
 def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "snakemake", *arguments]
     return subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=400
+        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=1200
     )
 
 
