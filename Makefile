@@ -6,7 +6,7 @@ CORES ?= all
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)/src
 
-.PHONY: demo test lint format schema readme lock clean
+.PHONY: demo test test-oldest test-newest lint format schema readme lock clean
 
 demo: $(VENV)/installed  ## studies and theory at demo scale: three PDFs in reports/demo/
 	snakemake --cores $(CORES)
@@ -14,6 +14,9 @@ demo: $(VENV)/installed  ## studies and theory at demo scale: three PDFs in repo
 
 test: $(VENV)/installed  ## the test suite
 	pytest
+
+test-oldest test-newest: test-%:  ## unit tests on other versions than the lock's: 6 GB of disk each
+	$(PYTHON) tools/other_versions.py $* .venv-$*
 
 lint: $(VENV)/installed  ## style of Python and Snakemake files
 	ruff check .
@@ -36,13 +39,14 @@ lock:  ## requirements.lock and the conda environments from pyproject.toml; need
 	$(PYTHON) tools/lock.py
 
 clean:  ## everything that make or snakemake wrote, data and trained runs included
-	rm -rf $(VENV) results reports/demo reports/cpu reports/paper report.html .snakemake .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-newest results reports/demo reports/cpu reports/paper report.html .snakemake .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The lock is complete, so pip needs no resolver; the marker is written last, after a whole install.
 $(VENV)/installed: requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 	  sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v}: make PYTHON=...")'
+	@command -v which > /dev/null || { echo "the program 'which' is needed (Snakemake's SLURM plugin calls it)"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	@touch $@

@@ -2,19 +2,23 @@
 
     results/runs/RUN/seed-N/     what the steps on this machine have made
     results/adopted/RUN/seed-N/  what a bundle has brought; no step writes there
-    results/attic/RUN/seed-N/    what has been replaced, a folder each, for the record
+    results/attic/RUN/seed-N/    what was replaced, a numbered folder each, for the record
 
 Results made here win. Snakemake knows no rule for what is adopted, so it neither makes it again
 nor asks for what it was made of.
 """
 
 import os
+import shutil
 from pathlib import Path
 
 from peregrine.errors import UserError, refusal
 
 ADOPTED = "adopted.json"
 """In an adopted folder: the bundle it came from, and the sums of its files."""
+
+NOT_KEPT = ("resume", "features.safetensors")
+"""Not for the attic: checkpoints of a finished run, and what is large and made again."""
 
 
 def own_folder(results: Path, run: str, seed: int) -> Path:
@@ -43,11 +47,47 @@ def retire(results: Path, run: str, seed: int) -> Path | None:
     folder = adopted_folder(results, run, seed)
     if not is_adopted(folder):
         return None
+    place = _next_in_attic(results, run, seed)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(folder, place)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be moved to {place}: {refusal(error)}") from None
+    return place
+
+
+def keep(results: Path, run: str, seed: int) -> Path | None:
+    """Put the results made here into the attic too; the place there, None if they are in it.
+
+    Files are linked, not copied: steps replace files and never write into them, so what is kept
+    takes space only once it has been replaced.
+    """
+    folder, place = own_folder(results, run, seed), _next_in_attic(results, run, seed)
+    found = [
+        each.relative_to(folder)
+        for each in sorted(folder.rglob("*"))
+        if each.is_file() and not each.name.startswith(".tmp-")
+    ]
+    found = [name for name in found if not set(NOT_KEPT) & set(name.parts)]
+    last = place.with_name(str(int(place.name) - 1))
+    if all((last / n).exists() and (last / n).samefile(folder / n) for n in found):
+        return None  # a rerun that was killed before it replaced anything
+    hidden = place.with_name(f".tmp-{os.getpid()}")
+    try:
+        for name in found:
+            (hidden / name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(folder / name, hidden / name)
+            except OSError:  # a file system without links
+                shutil.copy2(folder / name, hidden / name)
+        os.rename(hidden, place)
+    except OSError as error:
+        shutil.rmtree(hidden, ignore_errors=True)
+        raise UserError(f"{folder} cannot be kept in {place}: {refusal(error)}") from None
+    return place
+
+
+def _next_in_attic(results: Path, run: str, seed: int) -> Path:
     attic = results / "attic" / run / f"seed-{seed}"
     number = 1 + max((int(p.name) for p in attic.glob("*") if p.name.isdigit()), default=0)
-    try:
-        attic.mkdir(parents=True, exist_ok=True)
-        os.rename(folder, attic / str(number))
-    except OSError as error:
-        raise UserError(f"{folder} cannot be moved to {attic}: {refusal(error)}") from None
     return attic / str(number)

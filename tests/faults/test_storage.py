@@ -18,8 +18,11 @@ import pytest
 import torch
 
 from peregrine import files
-from peregrine.data.prepare import load, prepare
+from peregrine.config.load import load
+from peregrine.data import prepare as data
+from peregrine.data.prepare import prepare
 from peregrine.errors import UserError
+from peregrine.places import own_folder
 from peregrine.pretrain.loop import pretrain
 
 SRC = Path(__file__).parents[2] / "src"
@@ -134,12 +137,30 @@ def test_a_damaged_data_set_is_named_and_prepared_again(damage, tmp_path):
     whole = path.read_bytes()
     path.write_bytes(CUTS[damage](whole))
     with pytest.raises(UserError, match="digits.safetensors") as error:
-        load(path)
+        data.load(path)
     assert "delete it and" in str(error.value)
     path.unlink()
     prepare("digits", tmp_path)
     assert path.read_bytes() == whole
-    load(path)
+    data.load(path)
+
+
+def test_damaged_features_are_named_and_extracted_again(cli, tiny_config, tmp_path):
+    (run,) = (run for run, of in load(tiny_config).runs().items() if of.optimizer.lr < 1)
+    which = ("--run", run, "--seed", "0")
+    for step in ("pretrain", "extract"):
+        assert cli(step, *which)[0] == 0
+    path = own_folder(tmp_path / "results", run, 0) / "corrected" / "features.safetensors"
+    whole = path.read_bytes()
+    for damage in CUTS.values():
+        path.write_bytes(damage(whole))
+        for step in ("evaluate", "diagnose"):
+            code, _, said = cli(step, *which)
+            assert (code, said.count("\n")) == (2, 1)
+            assert str(path) in said and "delete it and rerun" in said
+    path.unlink()
+    assert cli("extract", *which)[0] == 0
+    assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize("missing", ["outcome.json", "backbone.safetensors", "history.csv"])

@@ -298,3 +298,14 @@ def test_the_shipped_studies_collect_from_nothing(tmp_path, study):
 def test_numbers_flags_and_nothing_else_are_metrics():
     nested = {"x": 1, "accuracy": 0.5, "text": "a", "none": None, "list": [1], "flag": False}
     assert dict(evaluations.numbers("m", nested)) == {"m/x": 1.0, "m/accuracy": 0.5, "m/flag": 0.0}
+
+
+def test_a_study_collected_in_between_is_older_than_what_it_lacks(world):
+    """Else Snakemake would take it for done; what was adopted is all that will come."""
+    path = world.results / "mini" / "toy" / "collected.json"
+    world.collect()
+    assert path.stat().st_mtime > 1e9
+    world.drop("small", 1, "knn")
+    world.collect()
+    assert path.stat().st_mtime == 1
+    assert read_collected(path.parent)["study"] == "toy"

@@ -18,6 +18,7 @@ from peregrine.config import fingerprint
 from peregrine.config.load import load
 from peregrine.config.models import Config
 from peregrine.errors import UserError
+from peregrine.reporting.records import read_seed
 from peregrine.reporting.status import (
     CHECKPOINT,
     LOCK,
@@ -121,6 +122,31 @@ def test_older_stale_and_mixed(world):
     assert of(world, "small")[0][0] == "stale"
     world.manifest("small", 1, code="before", code_parts=PARTS)
     assert [state for state, _ in of(world, "small")] == ["mixed"] * 3
+
+
+@pytest.mark.parametrize(
+    ("here", "part", "named"),
+    [
+        ({"train": "abc", "test": "def"}, {}, ""),
+        ({"train": "abc", "test": "other"}, {}, "test"),
+        ({"train": "other", "test": "other"}, {}, "train and test"),
+        # A part has another sum than the whole.
+        ({"train": "other", "test": "def"}, {"train_per_class": 5}, ""),
+        ({"train": "other", "test": "def"}, {"imbalance": 2.0}, ""),
+        ({"train": "other", "test": "other"}, {"validation_per_class": 5}, ""),
+    ],
+)
+def test_seeds_of_other_data_than_are_prepared_here(world, here, part, named):
+    cell = world.project.of("toy")["small"]
+    run = cell.run.model_copy(update={"dataset": cell.run.dataset.model_copy(update=part)})
+    files.write_json(world.results / "data" / "toy.json", {"sums": here})
+    seed, _, values = read_seed(world.folder("small", 0), replace(cell, run=run), 0, world.project)
+    if not named:
+        assert seed.status == "finished" and values
+        return
+    assert seed.status == "stale" and values == []
+    assert f"trained on other {named} images than " in seed.detail
+    assert "data/toy.json names, rerun pretrain" in seed.detail
 
 
 def test_damage_is_a_line_and_the_rest_is_read(world):

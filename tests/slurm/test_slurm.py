@@ -28,6 +28,9 @@ SMALL = (
     + "studies: {falcon: {rows: [falcon-c16], run: {method: {embedding: 8}}}}\n"
 )
 WANTED = ("reports/tiny/falcon.pdf", "results/tiny/verdict_gate.txt")
+# Trainings alone go to the cluster, as do the features of the last test: that a job has ended is
+# seen after 12, 33, 64, ... seconds, however short it was.
+UNTIL = ("--until", "pretrain")
 BY_SLURM = ("--workflow-profile", "profiles/slurm")
 # The first look after a second instead of twenty, since jobs are short; then after 11, 21, ...
 BY_SLURM += ("--slurm-init-seconds-before-status-checks", "1")
@@ -134,8 +137,10 @@ def slurm(tmp_path_factory):
 def history(slurm, tmp_path_factory):
     """A workflow on the cluster to which everything happens, beside one without; what was seen."""
     folder = small_checkout(tmp_path_factory.mktemp("by-slurm") / "checkout")
-    local = small_checkout(tmp_path_factory.mktemp("local") / "checkout")
-    workflow = started(folder, *BY_SLURM, *WANTED)
+    ended(started(folder, "--cores", "1", "--until", "prepare", *WANTED), folder)
+    local = tmp_path_factory.mktemp("local") / "checkout"
+    shutil.copytree(folder, local, symlinks=True)
+    workflow = started(folder, *BY_SLURM, *UNTIL, *WANTED)
     undisturbed = started(local, "--cores", "1", *WANTED)
     try:
         first = at_work(folder, workflow)
@@ -161,8 +166,9 @@ def history(slurm, tmp_path_factory):
         fourth = at_work(folder, workflow, third.job)
         fourth.process.resume()
         seen |= {"fourth": fourth, "limited": job(third.job)}
-        ended(undisturbed, local)
         seen["said"] = ended(workflow, folder)
+        ended(started(folder, "--cores", "1", *WANTED), folder)
+        ended(undisturbed, local)
         yield seen
     finally:
         for each in (workflow, undisturbed):

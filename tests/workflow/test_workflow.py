@@ -91,7 +91,7 @@ def environment() -> dict[str, str]:
 def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "snakemake", *arguments]
     return subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=400
+        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=1200
     )
 
 
@@ -225,6 +225,31 @@ def test_adopted_metrics_complete_a_study_without_a_training(finished, tmp_path)
     metrics = "results/tiny/falcon/metrics.csv"
     assert snakemake(there, "--cores", "1", metrics).returncode == 0
     assert (there / metrics).read_bytes() == (finished / metrics).read_bytes()
+
+
+def test_what_a_rerun_replaces_is_in_the_attic(finished, tmp_path):
+    folder = tmp_path / "checkout"
+    shutil.copytree(finished, folder, symlinks=True)
+    source = folder / "src/peregrine/diagnostics/diagnose.py"
+    source.write_text(source.read_text() + "\n\nCHANGED = True\n")
+    run = min(folder.glob("results/runs/*-falcon-*"))
+    wanted = [
+        f"results/runs/{run.name}/seed-{seed}/corrected/collapse-standard.json" for seed in (0, 1)
+    ]
+    before = {name: (folder / name).read_bytes() for name in wanted}
+    assert snakemake(folder, "-n", *wanted).returncode == 0
+    assert not (folder / "results/attic").exists()
+    done = snakemake(folder, "--cores", "1", *wanted)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"kept in results/attic/{run.name}/seed-0/1" in done.stderr
+    for name in wanted:
+        seed, _, rest = name.removeprefix(f"results/runs/{run.name}/").partition("/")
+        kept = folder / "results/attic" / run.name / seed / "1"
+        assert (kept / rest).read_bytes() == before[name] != (folder / name).read_bytes()
+        assert (kept / "backbone.safetensors").samefile(
+            folder / name / "../../backbone.safetensors"
+        )
+    assert [path.name for path in folder.glob("results/attic/*")] == [run.name]
 
 
 def test_a_user_error_is_one_clear_line(finished, edit):

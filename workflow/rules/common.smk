@@ -100,6 +100,22 @@ def seed_options(wildcards):
     return " ".join(f"--seed {seed}" for seed in seeds)
 
 
+def keep_what_is_replaced(jobs):
+    """Results of older code go to the attic: Snakemake deletes the outputs of a job it starts."""
+    from peregrine.reporting.attic import keep_older
+
+    seeds = [
+        (wildcards.run, int(seed))
+        for wildcards in (job.wildcards for job in jobs if "run" in job.wildcards.keys())
+        for seed in (PROJECT.scale.seeds if TOGETHER else [wildcards.seed])
+    ]
+    try:
+        for place in keep_older(PROJECT, Path(RESULTS), seeds):
+            print(f"Results that a rerun replaces are kept in {place}", file=sys.stderr)
+    except UserError as error:
+        raise WorkflowError(str(error))
+
+
 def data_of_run(wildcards):
     return f"{RESULTS}/data/{PROJECT.run(wildcards.run).dataset.name}.safetensors"
 

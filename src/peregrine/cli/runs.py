@@ -98,10 +98,13 @@ def pretrain(
     from peregrine.pretrain.device import pick_device, set_threads
     from peregrine.pretrain.loop import Interrupted
     from peregrine.pretrain.loop import pretrain as step
+    from peregrine.reporting.attic import keep_older
 
     results = Path(project.config.results)
     set_threads(project.scale.training_threads)
     data = load_data(results / "data" / f"{chosen.dataset.name}.safetensors", chosen.dataset)
+    for place in keep_older(project, results, ((run, each) for each in seed)):
+        print(f"results that this training replaces are kept in {place}")
     for each in seed:
         try:
             outcome = step(chosen, each, data, own_folder(results, run, each), pick_device(device))

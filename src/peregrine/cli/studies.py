@@ -25,7 +25,12 @@ def collect(
 
 @app.command(rich_help_panel=SUMMARY)
 def report(
-    study: StudyName, config: Configuration = Path("config"), scale: ScaleName = None
+    study: StudyName,
+    config: Configuration = Path("config"),
+    scale: ScaleName = None,
+    first: Annotated[
+        bool, typer.Option("--collect", help="Collect first what is there: a report in between.")
+    ] = False,
 ) -> None:
     """Executed notebook, HTML and PDF of a study.
 
@@ -34,6 +39,8 @@ def report(
     from peregrine.config.load import load
     from peregrine.reporting.report import report as step
 
+    if first:
+        collect(study, config, scale)
     project = load(config, scale=scale)
     folders = Path(project.config.results), Path(project.config.reports)
     step(project, study, *folders, config)

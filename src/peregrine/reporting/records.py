@@ -291,8 +291,12 @@ def read_seed(
 
     key = (cell.study, cell.row, cell.label, cell.id, seed)
     found = read_evaluations(place, origin, look=look)
+    other_data = _of_other_data(place, cell, outcome["data"])
+    stale = [*other_data, *found.stale]
     values = [Measurement(*key, reading, origin.protocol, *rest) for reading, *rest in found.values]
-    if online is not None and not look:
+    if other_data:
+        values = []
+    elif online is not None and not look:
         values.append(Measurement(*key, "released", "online", ONLINE_PROBE, float(online)))
     unread = [
         kind
@@ -309,12 +313,8 @@ def read_seed(
     notes += older
     if unverified:
         notes.append(f"{UNVERIFIED}{', '.join(unverified)}")
-    if found.stale:
-        notes = [
-            *([status] if status in FAILED else []),
-            f"stale: {', '.join(found.stale)}",
-            *notes,
-        ]
+    if stale:
+        notes = [*([status] if status in FAILED else []), f"stale: {', '.join(stale)}", *notes]
         status = "stale"
     elif status == "finished":
         status = "incomplete" if unread else "older code" if older else status
@@ -323,6 +323,28 @@ def read_seed(
     run = run._replace(not_available=" ".join(found.not_available))
     facts = {"data": data, "code": code, "accept_unverified": trust, **found.code}
     return run, facts, sorted(values, key=lambda m: m[5:8])
+
+
+def _of_other_data(place: Path, cell: Cell, sums: Mapping[str, str]) -> list[str]:
+    """Why a seed must not stand beside those of the data that are prepared here; empty if it may.
+
+    A split of which the run takes a part has another sum than the whole, and is not compared.
+    """
+    part, name = cell.run.dataset, cell.run.dataset.name
+    record = place.parents[2] / "data" / f"{name}.json"
+    if not record.is_file():  # adopted, say, and nothing is trained here
+        return []
+    here = files.read_json(record).get("sums", {})
+    whole = {
+        "train": not part.train_per_class and not part.validation_per_class and part.imbalance == 1,
+        "test": not part.validation_per_class,
+    }
+    other = [
+        split for split, is_whole in whole.items() if is_whole and sums[split] != here.get(split)
+    ]
+    if not other:
+        return []
+    return [f"trained on other {' and '.join(other)} images than {record} names, rerun pretrain"]
 
 
 def read_adopted(place: Path, check: Callable = verify) -> dict[str, Any]:

@@ -25,7 +25,7 @@ STATES = {
     "to evaluate": "trained, but an evaluation is missing",
     "failed": "collapsed or ended in NaN; a result, counted as failed",
     "older code": "made by code that has changed since",
-    "stale": "evaluations of other weights, data or protocol",
+    "stale": "evaluations of other weights, data or protocol, or trained on other data",
     "mixed": "seeds that differ in data or code and are not averaged",
     "damaged": "a file that is not what its step wrote",
     "missing": "nothing there yet",
