@@ -12,7 +12,7 @@ from peregrine.config.identity import digest, protocol_digest
 from peregrine.config.load import load, load_config
 from peregrine.config.machine import jobs_per_gpu, visible_gpus
 from peregrine.config.models import SourceSpec
-from peregrine.config.resources import needs
+from peregrine.config.resources import needs, processes
 from peregrine.data.sources import source
 from peregrine.errors import UserError
 from peregrine.places import is_adopted, seed_folder
@@ -143,7 +143,7 @@ def published_of_study(wildcards):
 
 
 def study_digest(wildcards):
-    return digest(study_of(wildcards)) + digest(PROJECT.scale)
+    return digest(study_of(wildcards)) + digest(PROJECT.scale, without=("processes_per_run",))
 
 
 def results_of_study(wildcards):
@@ -190,11 +190,20 @@ def asked_of(step):
     def of_run(wildcards):
         return needs(step, PROJECT.run(wildcards.run))
 
+    def times(wildcards):
+        return processes_of(wildcards) if step == "pretrain" else 1
+
     return {
-        "mem_mb": lambda wildcards: of_run(wildcards).mem_mb,
+        "mem_mb": lambda wildcards: times(wildcards) * of_run(wildcards).mem_mb,
         "runtime": lambda wildcards: f"{of_run(wildcards).hours}h",
-        "gpu": lambda wildcards: GPU * of_run(wildcards).gpu,
+        "gpu": lambda wildcards: times(wildcards) * GPU * of_run(wildcards).gpu,
     }
+
+
+def processes_of(wildcards):
+    """How many processes will train the run of the wildcards together."""
+    run, most = PROJECT.run(wildcards.run), PROJECT.scale.processes_per_run
+    return processes(run, most, len(visible_gpus()))
 
 
 EVALUATIONS = ("linear", "knn", "clustering")

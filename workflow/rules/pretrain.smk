@@ -19,7 +19,7 @@ rule pretrain:
         f"{BENCHMARKS}/pretrain/{JOB}.tsv"
     conda:
         "../envs/peregrine.yaml"
-    threads: PROJECT.scale.training_threads
+    threads: lambda wildcards: PROJECT.scale.training_threads * processes_of(wildcards)
     resources:
         **asked_of("pretrain"),
     params:

@@ -266,6 +266,12 @@ class Scale(Model):
     training_threads: int = Field(
         1, ge=1, le=1024, description="Set by torch; other counts, other bits."
     )
+    processes_per_run: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="Most that train one run together, one on each GPU.",
+    )
     protocol: Name = "standard"
     run: dict[str, Any] = Field({}, description="Laid over every run.")
     studies: dict[str, StudyOverlay] = {}
