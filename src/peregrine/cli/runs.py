@@ -106,11 +106,13 @@ def pretrain(
         except Interrupted as reason:
             if world.main:
                 print(f"run {run}, seed {each}: {reason}", file=sys.stderr)
+            world.leave()
             raise typer.Exit(INTERRUPTED) from None
         print(f"run {run}, seed {each}: {outcome['status']} at epoch {outcome['epoch']}")
         replaced = retire(results, run, each) if world.main else None
         if replaced:
             print(f"what was adopted for it before is in {replaced}")
+    world.leave()
 
 
 @app.command(rich_help_panel=STEPS)

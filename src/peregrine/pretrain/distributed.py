@@ -82,7 +82,8 @@ class World:
         if self.size == 1 or not norms:
             yield
             return
-        running = [each for norm in norms for each in (norm.running_mean, norm.running_var)]
+        # `data`: autograd, which keeps the buffers though training does not use them, is not told.
+        running = [r.data for norm in norms for r in (norm.running_mean, norm.running_var)]
         counts = [norm.num_batches_tracked for norm in norms]
         result, earlier = torch.cat(running), torch.stack(counts)
         torch._foreach_zero_(running)
@@ -175,6 +176,11 @@ class World:
             self.wait()
         return found
 
+    def leave(self) -> None:
+        """Let the others go, at the end of an orderly process; gloo may abort without."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
     def _of_all(self, own: Tensor) -> list[Tensor]:
         """`own` of every process, in order."""
         found = [torch.empty_like(own) for _ in range(self.size)]
@@ -210,17 +216,17 @@ def join() -> World:
 
 
 def launch(processes: int, arguments: list[str]) -> int:
-    """Run `python -m peregrine ARGUMENTS` in so many processes; the exit code of the first to end
-    badly, else 0."""
+    """Run `python -m peregrine ARGUMENTS` in so many processes; 0 or the exit code of one."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 
-    options = ["--standalone", f"--nproc-per-node={processes}", "-m", "peregrine"]
+    options = ["--standalone", f"--nproc-per-node={processes}", "-m"]
     try:
-        main([*options, *arguments])
+        main([*options, "--", "peregrine", *arguments])  # or --run would be torchrun's --run-path
     except ChildFailedError as error:
-        return max(error.get_first_failure()[1].exitcode, 1)
+        # Once one has ended, torchrun ends the others by a signal, which is a negative code.
+        return max(1, *(failure.exitcode for failure in error.failures.values()))
     except SignalException:
-        return 75
+        return os.EX_TEMPFAIL  # what the command line says of a stopped training
     return 0
