@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -149,41 +150,36 @@ def folder(tiny_data_path, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def found(folder):
-    """`found[case][rank]`: see two_steps."""
-    return {
-        case: [read_tensors(folder / f"{case}-{rank}.safetensors")[0] for rank in range(2)]
-        for case in CASES
-    }
-
-
 def test_every_method_is_among_the_cases():
     assert {run_of(case).method["name"] for case in CASES} == set(METHODS)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_compute_what_one_does(case, found, tiny_data):
+def test_two_processes_compute_what_one_does(case, folder, tiny_data):
     expected = two_steps(case, tiny_data)
-    first, second = found[case]
-    assert set(first) == set(second) == set(expected)
-    # float32 sums of a bias's gradient over 1,500 positions of 48 views differ by the most.
-    tolerance = 0.05 if case == "bfloat16" else 2e-5
+    found, _ = read_tensors(folder / f"{case}.safetensors")
+    assert set(found) == set(expected)
+    # 1e-5 but for gradients of biases: float32 sums over 3,000 positions.
+    tolerance = 0.05 if case == "bfloat16" else 5e-5
     of_backbone, of_rest = "gradient/backbone", "gradient"
     largest = {
         part: max(float(abs(g).max()) for name, g in expected.items() if name.startswith(part))
         for part in (of_backbone, of_rest)
     }
     for name, value in expected.items():
-        assert (first[name] == second[name]).all(), name
         part = next((part for part in largest if name.startswith(part)), None)
-        scale = largest[part] if part else max(float(abs(value).max()), 1e-3)
-        assert float(abs(first[name] - value).max()) <= tolerance * scale, name
+        scale = largest[part] if part else max(float(abs(value).max()), 0.1)
+        assert float(abs(found[name] - value).max()) <= tolerance * scale, name
+
+
+def test_processes_are_equal_to_the_bit(folder):
+    for rank in range(2):
+        assert read_json(folder / f"said-{rank}.json")["unequal"] == []
 
 
 def test_a_failure_of_one_process_ends_all(folder):
     """The one that failed by its error, the other without a word: `failures` below."""
-    ends = [read_json(folder / f"ends-{rank}.json")["ends"] for rank in range(2)]
+    ends = [read_json(folder / f"said-{rank}.json")["ends"] for rank in range(2)]
     assert ends == [["own", "other"], ["other", "own"]]
 
 
@@ -300,11 +296,17 @@ def program(what, *arguments):
     if what == "steps":
         torch.set_num_threads(1)
         world, data, folder = join(), load(Path(arguments[0])), Path(arguments[1])
+        unequal = []
         for case in CASES:
             taken = two_steps(case, data, world)
-            write_tensors(folder / f"{case}-{world.rank}.safetensors", taken)
-        write_json(folder / f"ends-{world.rank}.json", {"ends": failures(world)})
-        world.wait()
+            digests = [crc32(value.tobytes()) for value in taken.values()]
+            first, second = world.gathered([torch.tensor([digests])])[0].tolist()
+            unequal += [f"{case}: {n}" for n, a, b in zip(taken, first, second) if a != b]
+            if world.main:
+                write_tensors(folder / f"{case}.safetensors", taken)
+        said = {"ends": failures(world), "unequal": unequal}
+        write_json(folder / f"said-{world.rank}.json", said)
+        world.leave()
         return
     after, *arguments = arguments
     real, left = Trainer.step, [int(after)]
