@@ -70,7 +70,7 @@ CASES = {
     },
     # Four images a part: with two, BatchNorm of a 1 x 1 map is a sign, and rounding grows.
     "ghost batches in parts": {
-        "method": FALCON,
+        "method": {**BRANCHES, "criterion": "cosine", "placement": "none+predictor"},
         "accumulate": IN_PARTS,
         "batch_size": 16,
         **BATCH_NORM,
