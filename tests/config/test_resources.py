@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from peregrine.config.load import build_run, load
-from peregrine.config.resources import LARGE, NEEDS, needs, training_hours
+from peregrine.config.resources import (
+    LARGE,
+    NEEDS,
+    needs,
+    obstacle,
+    processes,
+    training_hours,
+)
 from peregrine.data.sources import SOURCES
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -57,3 +64,56 @@ def test_every_shipped_row_has_its_needs():
         asked = needs("pretrain", each)
         assert 8 <= asked.hours <= 48
         assert (asked.mem_mb > 3000) == each.dataset.name.startswith("imagenet")
+
+
+def in_parts(steps, mode="cached"):
+    return {"accumulate": {"steps": steps, "mode": mode}}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "more", "count", "remedy"),
+    [
+        ({}, {}, 3, "batch_size 256"),
+        ({}, in_parts(4, "plain"), 2, "mode: cached"),
+        ({}, in_parts(4), 8, "multiple of 8, not 4"),
+        ({"name": "resnet18"}, {}, 2, "{mode: cached, steps: N} with N a multiple of 2, not 1"),
+        ({"name": "resnet50"}, in_parts(4), 8, "multiple of 8"),
+        ({"name": "vit_small", "drop_path": 0.1}, {}, 4, "multiple of 4, not 1"),
+    ],
+)
+def test_a_run_that_would_be_another_in_several_processes_is_refused(backbone, more, count, remedy):
+    refused = run("cifar10", backbone, 32, **more)
+    assert remedy in obstacle(refused, count)
+    assert obstacle(refused, 1) is None
+
+
+def test_processes_are_as_many_as_run_scale_and_gpus_allow():
+    alone = run("cifar10", {"name": "resnet18"}, 32)
+    parts = run("imagenet100", {"name": "resnet18"}, 224, **in_parts(4))
+    plain = run("cifar10", {}, 32, batch_size=48)
+    vit = run("cifar10", {"name": "vit_small"}, 32)
+    assert [processes(each, 8, 0) for each in (alone, parts, plain, vit)] == [1, 4, 8, 8]
+    assert [processes(each, 3, 0) for each in (alone, parts, plain, vit)] == [1, 2, 3, 2]
+    assert [processes(each, 8, 2) for each in (alone, parts, plain, vit)] == [1, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"name": "resnet8", "width": 4},
+        {"name": "resnet18"},
+        {"name": "vit_small"},
+        {"name": "vit_small", "drop_path": 0.1},
+    ],
+)
+def test_planning_knows_which_nets_take_images_together(spec):
+    """Without torch, from names; here the modules are looked at."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    from peregrine.nets.backbones import build_backbone
+    from peregrine.nets.drop_path import DropPath
+
+    planned = run("cifar10", spec, 32)
+    modules = build_backbone(planned.backbone, 3).modules()
+    together = any(isinstance(module, _BatchNorm | DropPath) for module in modules)
+    assert (obstacle(planned, 2) is not None) == together

@@ -241,6 +241,17 @@ def test_same_generator_same_bits_whatever_the_global_state():
     assert not torch.equal(first.groups[1].images[0], first.groups[1].images[1])
 
 
+def test_a_part_of_a_batch_has_the_views_that_it_has_in_the_whole():
+    images = uint8(12, 3, 24, 20)
+    spec = [ViewSpec(count=2, blur=0.5, size=16), ViewSpec(size=8, randaugment=2)]
+    whole = make(images, *spec)
+    for index in range(3):
+        rows, mean, std = slice(4 * index, 4 * index + 4), [0.0] * 3, [1.0] * 3
+        part = make_views(images[rows], spec, rng(), mean=mean, std=std, part=(index, 3))
+        for a, b in zip(part, whole, strict=True):
+            torch.testing.assert_close(a.images, b.images[:, rows], atol=1e-5, rtol=0)
+
+
 def test_draws_do_not_depend_on_data_or_probabilities():
     shapes = [(5, 3, 32, 32), (5, 1, 10, 90)]
     specs = [ViewSpec(), ViewSpec(**STILL, grey=0.0, blur=1.0, size=8, hue=0.0)]

@@ -155,6 +155,19 @@ def test_a_process_keeps_the_device_it_got(two_gpus, monkeypatch, tmp_path):
     assert len(first) == 1
 
 
+def test_processes_of_one_run_take_different_devices(two_gpus, monkeypatch):
+    """Also where places are shared: the second never gets the first one's device."""
+    monkeypatch.setenv("PEREGRINE_JOBS_PER_GPU", "2")
+    held = []
+    for number in (0, 1):
+        assert pick_device("auto", among=(number, 2)) == torch.device("cuda", number)
+        assert pick_device("cuda", among=(number, 2)) == torch.device("cuda", number)
+        held.append(device._held)
+        monkeypatch.setattr(device, "_held", {})  # another process
+    with pytest.raises(UserError, match="torch sees 2 GPUs; start at most as many processes"):
+        pick_device("auto", among=(2, 3))
+
+
 def test_another_slurm_job_has_other_devices_under_the_same_names(two_gpus, monkeypatch, tmp_path):
     for job in ("", "17", "18"):
         monkeypatch.setenv("SLURM_JOB_ID", job)

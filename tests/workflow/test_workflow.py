@@ -191,6 +191,11 @@ def test_a_changed_claim_recollects_its_study_only(finished, edit):
     assert not {"prepare", "pretrain", "extract", "evaluate", "diagnose"} & set(plan)
 
 
+def test_the_number_of_processes_is_no_part_of_a_result(finished, edit):
+    edit("config/scales/tiny.yaml", "seeds_per_job", "processes_per_run: 2\nseeds_per_job")
+    assert planned(finished) == {}
+
+
 def test_another_source_of_the_data_prepares_them_again(finished, edit):
     key = "results: results"
     edit("config/config.yaml", key, f"sources: {{digits: {{download: false}}}}\n{key}")

@@ -12,7 +12,7 @@ from peregrine.config.identity import digest, protocol_digest
 from peregrine.config.load import load, load_config
 from peregrine.config.machine import jobs_per_gpu, visible_gpus
 from peregrine.config.models import SourceSpec
-from peregrine.config.resources import needs
+from peregrine.config.resources import needs, processes
 from peregrine.data.sources import source
 from peregrine.errors import UserError
 from peregrine.places import is_adopted, seed_folder
@@ -161,7 +161,7 @@ def published_of_study(wildcards):
 
 
 def study_digest(wildcards):
-    return digest(study_of(wildcards)) + digest(PROJECT.scale)
+    return digest(study_of(wildcards)) + digest(PROJECT.scale, without=("processes_per_run",))
 
 
 def results_of_study(wildcards):
@@ -202,17 +202,23 @@ if GPU and "gpu" not in workflow.global_resources:  # --resources gpu=N wins
     workflow.register_resource("gpu", GPU_PLACES)
 
 
-def asked_of(step, at_once=1):
+def asked_of(step, times=lambda wildcards: 1):
     """Memory, time and GPU of a step as its run needs them: see peregrine.config.resources."""
 
     def of_run(wildcards):
         return needs(step, PROJECT.run(wildcards.run))
 
     return {
-        "mem_mb": lambda wildcards: at_once * of_run(wildcards).mem_mb,
+        "mem_mb": lambda wildcards: times(wildcards) * of_run(wildcards).mem_mb,
         "runtime": lambda wildcards: f"{of_run(wildcards).hours}h",
-        "gpu": lambda wildcards: at_once * GPU * of_run(wildcards).gpu,
+        "gpu": lambda wildcards: times(wildcards) * GPU * of_run(wildcards).gpu,
     }
+
+
+def at_once(wildcards):
+    """Processes of a training job: seeds side by side, or those that share one seed."""
+    run, most = PROJECT.run(wildcards.run), PROJECT.scale.processes_per_run
+    return AT_ONCE * processes(run, most, len(visible_gpus()))
 
 
 EVALUATIONS = ("linear", "knn", "clustering")

@@ -19,9 +19,9 @@ rule pretrain:
         f"{BENCHMARKS}/pretrain/{JOB}.tsv"
     conda:
         "../envs/peregrine.yaml"
-    threads: AT_ONCE * PROJECT.scale.training_threads
+    threads: lambda wildcards: PROJECT.scale.training_threads * at_once(wildcards)
     resources:
-        **asked_of("pretrain", AT_ONCE),
+        **asked_of("pretrain", at_once),
     params:
         scale=SCALE,
         code=code_of("pretrain"),

@@ -78,43 +78,57 @@ def pretrain(
 
     Reads the prepared data set; writes results/runs/RUN/seed-N/. Ends with code 0 also where a
     seed collapses or ends in NaN, which is a result, and with code 75 where a signal stopped it:
-    the same command then goes on from the last checkpoint.
+    the same command then goes on from the last checkpoint. Under `torchrun --nproc-per-node N -m`
+    N processes train each seed together, as they do by themselves where the scale says so.
     """
     from peregrine.cli.together import places, train_together
     from peregrine.config.load import load
+    from peregrine.config.machine import launched, visible_gpus
+    from peregrine.config.resources import processes
 
     project = load(config, scale=scale)
     chosen = project.run(run)
     project.check_seeds(run, seed)
     at_once = min(seeds_together or project.scale.seeds_together, len(seed))
-    if at_once > 1:
+    if at_once > 1 and not launched():
         at_once = places(at_once, device)
-    if at_once > 1:
+    if at_once > 1 and not launched():
         options = ["--run", run, "--config", str(config), "--scale", project.scale.name]
         options += ["--device", device, "--seeds-together", "1"]
         raise typer.Exit(train_together(seed, at_once, options, project.scale.training_threads))
 
     from peregrine.data.prepare import load as load_data
-    from peregrine.pretrain.device import pick_device, set_threads
+    from peregrine.pretrain.device import set_threads
+    from peregrine.pretrain.distributed import join, launch
     from peregrine.pretrain.loop import Interrupted
     from peregrine.pretrain.loop import pretrain as step
     from peregrine.reporting.attic import keep_older
 
     results = Path(project.config.results)
+    if not launched() and not device.startswith("cuda:"):
+        gpus = 0 if device == "cpu" else len(visible_gpus())
+        together = processes(chosen, project.scale.processes_per_run, gpus)
+        if together > 1:
+            raise typer.Exit(launch(together, sys.argv[1:]))
     set_threads(project.scale.training_threads)
     data = load_data(results / "data" / f"{chosen.dataset.name}.safetensors", chosen.dataset)
-    for place in keep_older(project, results, ((run, each) for each in seed)):
+    world = join()
+    for place in keep_older(project, results, ((run, each) for each in seed if world.main)):
         print(f"results that this training replaces are kept in {place}")
     for each in seed:
+        folder = own_folder(results, run, each)
         try:
-            outcome = step(chosen, each, data, own_folder(results, run, each), pick_device(device))
+            outcome = step(chosen, each, data, folder, world.device(device), world)
         except Interrupted as reason:
-            print(f"run {run}, seed {each}: {reason}", file=sys.stderr)
+            if world.main:
+                print(f"run {run}, seed {each}: {reason}", file=sys.stderr)
+            world.leave()
             raise typer.Exit(INTERRUPTED) from None
         print(f"run {run}, seed {each}: {outcome['status']} at epoch {outcome['epoch']}")
-        replaced = retire(results, run, each)
+        replaced = retire(results, run, each) if world.main else None
         if replaced:
             print(f"what was adopted for it before is in {replaced}")
+    world.leave()
 
 
 @app.command(rich_help_panel=STEPS)

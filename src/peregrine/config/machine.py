@@ -54,6 +54,11 @@ def compile_choice() -> bool | None:
     return bool(int(text)) if text else None
 
 
+def launched() -> bool:
+    """Whether torchrun, or what stands for it, has started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
 def _number(name: str, default: int | None, *, least: int) -> int | None:
     text = os.environ.get(name, "")
     if not text:

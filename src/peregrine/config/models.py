@@ -269,6 +269,12 @@ class Scale(Model):
     training_threads: int = Field(
         1, ge=1, le=1024, description="Set by torch; other counts, other bits."
     )
+    processes_per_run: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="Most that train one run together, one on each GPU.",
+    )
     protocol: Name = "standard"
     run: dict[str, Any] = Field({}, description="Laid over every run.")
     studies: dict[str, StudyOverlay] = {}
@@ -281,6 +287,8 @@ class Scale(Model):
             raise ValueError("seeds must be different numbers of at least 0")
         if self.seeds_together > 1 and self.seeds_per_job == "one":
             raise ValueError("seeds_together is for jobs of several seeds; set seeds_per_job: all")
+        if self.seeds_together > 1 and self.processes_per_run > 1:
+            raise ValueError("seeds_together and processes_per_run are not for the same scale")
         return self
 
 

@@ -1,6 +1,7 @@
 """What a step of a run asks of a machine: memory, time and whether a GPU helps. Estimates.
 
-They are circumstances and change no number, so they are no part of a run. Asked for in full, they
+They are circumstances and change no number, so they are no part of a run. So is the number of
+processes that train it. Asked for in full, they
 would be held against every run alike: CIFAR's needs kill a training on ImageNet, ImageNet's leave
 CIFAR waiting in a queue.
 """
@@ -79,3 +80,43 @@ def needs(step: str, run: Run) -> Needs:
         return found
     hours = math.ceil(2 * training_hours(run) / SLICES)
     return found._replace(hours=min(MOST, max(LEAST, hours)))
+
+
+def obstacle(run: Run, processes: int) -> str | None:
+    """Why one run cannot be trained in so many processes, and the remedy; None where it can.
+
+    Each process encodes its part of the batch by itself. For a backbone that treats images together
+    or draws random numbers these must be micro-batches that the run has with one process too.
+    """
+    steps, cached = run.accumulate.steps, run.accumulate.mode == "cached"
+    if processes == 1:
+        return None
+    if run.batch_size % processes:
+        return f"{processes} processes do not cut batch_size {run.batch_size} into equal parts"
+    if steps > 1 and not cached:
+        return (
+            "accumulate: {mode: plain} has a loss of every micro-batch, which several processes"
+            " do not; train in one process, or set mode: cached"
+        )
+    if steps % processes and (steps > 1 or _takes_parts_apart(run)):
+        return (
+            f"{processes} processes need accumulate: {{mode: cached, steps: N}} with N a multiple"
+            f" of {processes}, not {steps}: each normalises and draws for its own part"
+        )
+    return None
+
+
+def _takes_parts_apart(run: Run) -> bool:
+    """Whether the backbone has batch statistics or random numbers of its own."""
+    return run.backbone.name in ("resnet18", "resnet50") or run.backbone.drop_path > 0
+
+
+def processes(run: Run, most: int, gpus: int) -> int:
+    """The largest number of processes that a run can be trained in.
+
+    Args:
+        most: what the scale allows.
+        gpus: of this machine; where there are any, each process has one to itself.
+    """
+    most = min(most, gpus or most)
+    return next(n for n in range(most, 0, -1) if obstacle(run, n) is None)

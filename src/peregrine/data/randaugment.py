@@ -27,19 +27,22 @@ CPU_PIECE = 2**17  # pixel values that an operation works on at a time: they sta
 
 
 def draw_operations(
-    views: "Sequence[ViewSpec]", n: int, generator: torch.Generator
+    views: "Sequence[ViewSpec]", n: int, generator: torch.Generator, part: tuple[int, int] = (0, 1)
 ) -> tuple[Tensor, Tensor]:
     """Operations [n, v, k] (int64, numbers in OPERATIONS) and their amounts (float32).
 
     k is the largest `randaugment` of the v views; those with less get Identity beyond theirs. Two
-    numbers an operation are drawn, none where k is 0. Amounts are in the units of `amounts`.
+    numbers an operation are drawn, none where k is 0. Amounts are in the units of `amounts`. The n
+    images are the `part` of a batch, as make_views has it.
     """
     counts = torch.tensor([view.randaugment for view in views])
     k = int(counts.max())
     if not k:
         return counts.new_empty(n, len(views), 0), torch.empty(n, len(views), 0)
-    shape = (n, len(views), k, 2)
+    index, parts = part
+    shape = (n * parts, len(views), k, 2)
     u = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64).cpu()
+    u = u[index * n : (index + 1) * n]
     operations = (u[..., 0] * len(OPERATIONS)).long() * (torch.arange(k) < counts[:, None])
     table = torch.stack([amounts(view.magnitude, view.size) for view in views])
     size = table.gather(1, operations.transpose(0, 1).flatten(1)).view(len(views), n, k)

@@ -94,6 +94,7 @@ def make_views(
     *,
     mean: Sequence[float],
     std: Sequence[float],
+    part: tuple[int, int] = (0, 1),
 ) -> Views:
     """Make all views of a batch.
 
@@ -101,6 +102,8 @@ def make_views(
     values on the [0, 1] scale.
     Returns a float32 group [count, n, c, size, size] per entry of spec, on the images' device. A
     CPU generator gives the same parameters on every device and spares a GPU the wait for them.
+    part is (which, of how many): the images are that one of the equal, consecutive parts of a batch
+    and get the views that they have in the whole.
     Raises ValueError.
     """
     _check(images_uint8, spec, mean, std)
@@ -110,11 +113,11 @@ def make_views(
         height, width = (x.double() for x in (images_uint8.heights, images_uint8.widths))
         h, w = int(height.max()), int(width.max())
         parameters = draw_parameters(
-            spec, n, height[:, None, None], width[:, None, None], generator
+            spec, n, height[:, None, None], width[:, None, None], generator, part
         )
     else:
         n, c, h, w = images_uint8.shape
-        parameters = draw_parameters(spec, n, h, w, generator)
+        parameters = draw_parameters(spec, n, h, w, generator, part)
     means, stds = torch.tensor([mean, std]).view(2, c, 1, 1)
     scale, shift = send(torch.stack([1 / stds, -means / stds]), device)
     # Groups that differ in probabilities and strengths only are made in one go: at small batches
@@ -235,16 +238,18 @@ def draw_parameters(
     height: int | Tensor,
     width: int | Tensor,
     generator: torch.Generator,
+    part: tuple[int, int] = (0, 1),
 ) -> Parameters:
     """Draw the parameters of all views of n images, DRAWS numbers each and RandAugment's.
 
-    height and width in px are those of all images, or float64 [n, 1, 1].
+    height and width in px are those of all images, or float64 [n, 1, 1]; part as in make_views.
     """
+    index, parts = part
     views = [s for s in spec for _ in range(s.count)]
     # Double precision: floor(u * k) is below k and, for any k that occurs, uniform.
-    u = torch.rand(
-        (n, len(views), DRAWS), generator=generator, device=generator.device, dtype=torch.float64
-    ).cpu()
+    shape = (n * parts, len(views), DRAWS)
+    u = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64).cpu()
+    u = u[index * n : (index + 1) * n]
     ranges = [
         [s.crop_scale, s.crop_ratio]
         + [(max(0.0, 1 - x), 1 + x) for x in (s.brightness, s.contrast, s.saturation)]
@@ -259,7 +264,7 @@ def draw_parameters(
     order = (u[..., -11] * len(ORDERS)).long()
     boxes = crop_boxes(u[..., :-11], height, width, low[:, :2], high[:, :2])
     factors, sigma = in_range[..., :4], in_range[..., 4]
-    drawn = draw_operations(views, n, generator)
+    drawn = draw_operations(views, n, generator, part)
     return Parameters(boxes, flip, jitter, order, factors, grey, blur, sigma, inverted, *drawn)
 
 

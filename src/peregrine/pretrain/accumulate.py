@@ -6,6 +6,8 @@ features of all micro-batches are computed without a graph, heads, queues and cr
 as one batch, and each micro-batch goes through the backbone again to take its share of the
 gradient. It equals the large batch for backbones without batch statistics; with BatchNorm every
 micro-batch is normalised by itself, a ghost batch. Memory is that of one micro-batch's backbone.
+
+Several processes cache: each encodes parts of its own, and all see the features of all parts.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,25 +21,37 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from peregrine.config.models import AccumulateSpec
 from peregrine.data.views import Views
 from peregrine.methods.base import Encoded, Method, Progress
+from peregrine.pretrain.distributed import ALONE, World
 
 Autocast = Callable[[], AbstractContextManager]
 
 
 def accumulate(
-    method: Method, views: Views, now: Progress, spec: AccumulateSpec, autocast: Autocast
+    method: Method,
+    views: Views,
+    now: Progress,
+    spec: AccumulateSpec,
+    autocast: Autocast,
+    world: World = ALONE,
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Add the gradient of one step to the parameters.
 
     Args:
-        views: of the whole batch; its n images are a multiple of spec.steps.
+        views: of the whole batch, whose n images are a multiple of spec.steps, or of this
+            process's part of it.
         autocast: makes the context of a forward pass.
 
     Returns:
         (detached loss terms, `loss` their sum first, then what the method noted; detached online
         features [n, f], one a view).
     """
-    step = cached if spec.mode == "cached" and spec.steps > 1 else plain
-    terms, online = step(method, cut(views, spec.steps), now, autocast)
+    if world.size > 1:
+        parts = cut(views, max(spec.steps // world.size, 1))
+        terms, online = cached(method, parts, now, autocast, world)
+        world.sum_gradients(method)
+    else:
+        step = cached if spec.mode == "cached" and spec.steps > 1 else plain
+        terms, online = step(method, cut(views, spec.steps), now, autocast)
     return terms, [features.detach() for features in online]
 
 
@@ -69,28 +83,40 @@ def plain(
 
 
 def cached(
-    method: Method, parts: list[Views], now: Progress, autocast: Autocast
+    method: Method,
+    parts: list[Views],
+    now: Progress,
+    autocast: Autocast,
+    world: World = ALONE,
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Loss terms of the whole batch, its gradient brought to the backbone part by part."""
+    # A single part, where other processes have the others, keeps its graph: one pass will do.
+    graph = len(parts) == 1
+    numbered = list(enumerate(parts, world.rank * len(parts)))
     # A context for each pass: autocast keeps the weights that it has cast, here without a graph.
     encoded = []
-    with torch.no_grad(), autocast():
-        for micro, part in enumerate(parts):
+    with torch.set_grad_enabled(graph), autocast(), world.statistics(method):
+        for micro, part in numbered:
             method.reseed(replace(now, micro=micro))
             encoded.append(method.encode(part))
-    online = [each.requires_grad_() for each in _joined([each.online for each in encoded])]
-    target = _joined([each.target for each in encoded])
+    online = world.gathered(_joined([each.online for each in encoded]))
+    online = [each.detach().requires_grad_() for each in online]
+    target = world.gathered(_joined([each.target for each in encoded]))
     rows = [each.rows for each in encoded]
-    whole = Encoded(online, target, None if rows[0] is None else torch.cat(rows))
+    rows = None if rows[0] is None else world.gathered([torch.cat(rows)])[0]
+    whole = Encoded(online, target, rows)
     with autocast():
         losses = method.losses(whole, now)
     terms = _backward(losses) | whole.noted
-    shares = [features.grad.chunk(len(parts)) for features in online if features.grad is not None]
+    gradients = [features.grad for features in online if features.grad is not None]
+    shares = [world.part(gradient).chunk(len(parts)) for gradient in gradients]
     with _statistics_kept(method):
-        for index, part in enumerate(parts):
-            method.reseed(replace(now, micro=index))
-            with autocast():
-                again = method.online(part)
+        for index, (micro, part) in enumerate(numbered):
+            again = encoded[index].online
+            if not graph:
+                method.reseed(replace(now, micro=micro))
+                with autocast():
+                    again = method.online(part)
             reached = [x for x, features in zip(again, online) if features.grad is not None]
             torch.autograd.backward(reached, [share[index] for share in shares])
     return terms, online

@@ -23,10 +23,11 @@ _held: dict[int, TextIO] = {}
 """Leases of this process by device index; they end with it, however it ends."""
 
 
-def pick_device(wanted: str = "auto") -> torch.device:
+def pick_device(wanted: str = "auto", among: tuple[int, int] = (0, 1)) -> torch.device:
     """`auto` is a CUDA device that no other training uses, where there is one, else the CPU.
 
     A CUDA device is leased for the life of the process; asked again, the process gets the same.
+    `among` (k, w) leaves it every w-th device from the k-th on, where no number is given.
 
     Raises:
         UserError: no such device, or none became free in PEREGRINE_GPU_WAIT seconds.
@@ -41,7 +42,9 @@ def pick_device(wanted: str = "auto") -> torch.device:
     count = torch.cuda.device_count()
     if int(number or 0) >= count:
         raise UserError(f"device '{wanted}' is not there; torch sees {count}")
-    allowed = [int(number)] if number else list(range(count))
+    allowed = [int(number)] if number else list(range(count))[among[0] :: among[1]]
+    if not allowed:
+        raise UserError(f"torch sees {count} GPUs; start at most as many processes, one on each")
     index = next((each for each in allowed if each in _held), None)
     if index is None:
         # Where torch counts other devices than the driver lists, its own numbers must do.

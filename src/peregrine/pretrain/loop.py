@@ -25,6 +25,7 @@ from tqdm import tqdm
 from peregrine.config.fingerprint import fingerprint, parts
 from peregrine.config.identity import run_id
 from peregrine.config.models import Run
+from peregrine.config.resources import obstacle
 from peregrine.data.batches import held
 from peregrine.data.prepare import Prepared
 from peregrine.data.ragged import Ragged
@@ -38,6 +39,7 @@ from peregrine.pretrain.accumulate import accumulate
 from peregrine.pretrain.checkpoint import Position
 from peregrine.pretrain.compiled import begin_step, compile_training
 from peregrine.pretrain.device import autocast, circumstances, set_precision
+from peregrine.pretrain.distributed import ALONE, World
 from peregrine.pretrain.monitor import chance_purity, monitors, neighbour_monitors
 from peregrine.pretrain.optim import (
     Schedule,
@@ -61,8 +63,10 @@ class Interrupted(Exception):
 class Trainer:
     """Everything that one (run, seed) needs while it trains."""
 
-    def __init__(self, run: Run, seed: int, data: Prepared, device: torch.device) -> None:
-        self.run, self.seed, self.device = run, seed, device
+    def __init__(
+        self, run: Run, seed: int, data: Prepared, device: torch.device, world: World = ALONE
+    ) -> None:
+        self.run, self.seed, self.device, self.world = run, seed, device, world
         self.images = held(data.images["train"], device, largest_side(run.views))
         self.labels = torch.from_numpy(data.labels["train"]).to(device)
         self.chance = chance_purity(self.labels)
@@ -112,7 +116,8 @@ class Trainer:
         draws = generator(self.seed, "order", at.epoch)
         order = torch.randperm(len(self.images), generator=draws).to(device)
         parts = order[: self.steps * size].split(size)[at.step :]
-        for index, rows, images in zip(count(at.step), parts, self.images.batches(parts)):
+        own = [self.world.part(rows) for rows in parts]
+        for index, rows, images in zip(count(at.step), parts, self.images.batches(own)):
             now = Progress(
                 self.seed, at.epoch, at.epoch * self.steps + index, self.run.epochs * self.steps
             )
@@ -123,21 +128,25 @@ class Trainer:
     def step(
         self, rows: Tensor, images: Tensor | Ragged, now: Progress, index: int
     ) -> dict[str, Tensor]:
-        """One optimiser step on `images`, those of `rows`; detached loss terms and probe hits."""
-        spec = self.run.optimizer
+        """One optimiser step on the batch `rows`; detached loss terms and probe hits.
+
+        `images` are this process's part of it.
+        """
+        spec, world = self.run.optimizer, self.world
         set_rates(
             self.optimizer, self.schedule.at(now.step), decay_at(spec, now.step, now.total_steps)
         )
         set_rates(self.probe_optimizer, self.probe_schedule.at(now.step))
         # On the host: parameters are drawn there, the same ones for every device.
         draws = generator(self.seed, "views", now.epoch, index)
-        views = make_views(images, self.run.views, draws, mean=self.mean, std=self.sd)
-        views.rows = rows
+        part = world.rank, world.size
+        views = make_views(images, self.run.views, draws, mean=self.mean, std=self.sd, part=part)
+        views.rows = world.part(rows)
         self.optimizer.zero_grad(set_to_none=True)
         if self.compiled:
             begin_step()
         precision = partial(autocast, self.device, self.run.precision)
-        terms, online = accumulate(self.method, views, now, self.run.accumulate, precision)
+        terms, online = accumulate(self.method, views, now, self.run.accumulate, precision, world)
         clip_gradients(self.method.parameters(), spec.clip_norm)
         self.optimizer.step()
         self.method.after_step(now)
@@ -198,28 +207,39 @@ class Trainer:
 
 
 def pretrain(
-    run: Run, seed: int, data: Prepared, folder: Path, device: torch.device
+    run: Run,
+    seed: int,
+    data: Prepared,
+    folder: Path,
+    device: torch.device,
+    world: World = ALONE,
 ) -> dict[str, object]:
     """Train to the last epoch, or to a scientific end (NaN, collapse), and write the results.
 
     Args:
         run, seed: what to train; `folder` is results/runs/{run}/seed-{seed}.
         data: the prepared data set.
+        world: the processes that make this call together; the main one of them writes.
 
     Returns:
         The content of outcome.json.
 
     Raises:
         Interrupted: SIGTERM or SIGINT; the same call goes on from there.
-        UserError: the folder is in use, or holds another run's checkpoint.
+        UserError: the folder is in use, or holds another run's checkpoint; or the run cannot be
+            trained in so many processes.
     """
+    reason = obstacle(run, world.size)
+    if reason:
+        raise UserError(f"run {run_id(run)}: {reason}")
     code = fingerprint("pretrain", run.method["name"])
     start = Position(run_id(run), seed, code, dict(data.sums))
-    with checkpoint.exclusive(folder), _stop_requests() as stop:
-        attempts = checkpoint.count_attempt(folder)
+    with world.exclusive(folder), _stop_requests() as stop:
+        attempts = checkpoint.count_attempt(folder) if world.main else 0
         set_precision(device, run.precision)
-        trainer = Trainer(run, seed, data, device)
-        at = checkpoint.restore(folder, start, trainer.modules(), trainer.optimizers())
+        with world.main_first():
+            trainer = Trainer(run, seed, data, device, world)
+            at = checkpoint.restore(folder, start, trainer.modules(), trainer.optimizers())
         print(
             f"run {at.run}, seed {seed}: effective learning rate {trainer.schedule.base:.3g}"
             f" (lr {run.optimizer.lr:g} x batch {run.batch_size} / 256), epoch {at.epoch}"
@@ -232,21 +252,24 @@ def pretrain(
         outcome = _outcome(run, at)
         if at.epoch and outcome["status"] == "finished":
             outcome["online_probe_accuracy"] = trainer.test_accuracy(data)
-        _write(trainer, at, outcome, folder, attempts)
-        if stop:  # it came too late for this seed, but the next one must not begin
-            raise Interrupted(f"stopped by signal {stop[0]}; the results are written")
+        if world.main:
+            _write(trainer, at, outcome, folder, attempts)
+        signalled = world.agreed(stop)
+        if signalled:  # it came too late for this seed, but the next one must not begin
+            raise Interrupted(f"stopped by signal {signalled}; the results are written")
     return outcome
 
 
 def _train(trainer: Trainer, at: Position, folder: Path, stop: list[int]) -> None:
-    run = trainer.run
+    run, world = trainer.run, trainer.world
     bar = tqdm(
         total=run.epochs * trainer.steps * run.batch_size,
         initial=(at.epoch * trainer.steps + at.step) * run.batch_size,
         unit="sample",
         unit_scale=True,
         desc=f"seed {trainer.seed}",
-        disable=None,  # silent where stderr is a file; the epoch lines stand there
+        # Silent where stderr is a file; the epoch lines stand there.
+        disable=None if world.main else True,
     )
     while at.epoch < run.epochs and _outcome(run, at)["status"] == "finished":
         began, first = time.perf_counter(), at.step
@@ -256,16 +279,17 @@ def _train(trainer: Trainer, at: Position, folder: Path, stop: list[int]) -> Non
         }
         for done in trainer.epoch(at, sums):
             bar.update(run.batch_size)
-            if stop and done < trainer.steps:
+            signalled = world.agreed(stop)
+            if signalled and done < trainer.steps:
                 at.step, at.sums = done, {name: float(value) for name, value in sums.items()}
-                checkpoint.save(folder, at, trainer.modules(), trainer.optimizers())
-                raise Interrupted(f"stopped by signal {stop[0]}; the checkpoint is written")
+                _save(trainer, at, folder)
+                raise Interrupted(f"stopped by signal {signalled}; the checkpoint is written")
         seconds = time.perf_counter() - began
         rate = (trainer.steps - first) * run.batch_size / seconds
-        at.history.append(_row(trainer, at, sums))
+        at.history.append(world.same(_row(trainer, at, sums)))
         at.timing.append({"epoch": at.epoch, "seconds": seconds, "samples_per_second": rate})
         at.epoch, at.step, at.sums = at.epoch + 1, 0, {}
-        checkpoint.save(folder, at, trainer.modules(), trainer.optimizers())
+        _save(trainer, at, folder)
         left = (run.epochs - at.epoch) * seconds * trainer.steps / (trainer.steps - first)
         row = at.history[-1]
         tqdm.write(
@@ -275,9 +299,18 @@ def _train(trainer: Trainer, at: Position, folder: Path, stop: list[int]) -> Non
             file=sys.stdout,
         )
         sys.stdout.flush()
-        if stop:
-            raise Interrupted(f"stopped by signal {stop[0]}; the checkpoint is written")
+        signalled = world.agreed(stop)
+        if signalled:
+            raise Interrupted(f"stopped by signal {signalled}; the checkpoint is written")
     bar.close()
+
+
+def _save(trainer: Trainer, at: Position, folder: Path) -> None:
+    """The main process writes the checkpoint; none goes on, or ends, before it is there."""
+    trainer.world.level(trainer.modules().values())
+    if trainer.world.main:
+        checkpoint.save(folder, at, trainer.modules(), trainer.optimizers())
+    trainer.world.wait()
 
 
 def _row(trainer: Trainer, at: Position, sums: dict[str, Tensor]) -> dict[str, float]:
@@ -336,6 +369,7 @@ def _write(
             else None,
             **circumstances(trainer.device),
             "compiled": trainer.compiled,
+            "processes": trainer.world.size,
         },
     )
     deterministic = ("backbone.safetensors", "method.safetensors", "run.yaml", "history.csv")
