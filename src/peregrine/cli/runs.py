@@ -89,10 +89,9 @@ def pretrain(
     project = load(config, scale=scale)
     chosen = project.run(run)
     project.check_seeds(run, seed)
-    at_once = min(seeds_together or project.scale.seeds_together, len(seed))
-    if at_once > 1 and not launched():
-        at_once = places(at_once, device)
-    if at_once > 1 and not launched():
+    wanted = min(seeds_together or project.scale.seeds_together, len(seed))
+    at_once = 1 if launched() else places(wanted, device)
+    if at_once > 1:
         options = ["--run", run, "--config", str(config), "--scale", project.scale.name]
         options += ["--device", device, "--seeds-together", "1"]
         raise typer.Exit(train_together(seed, at_once, options, project.scale.training_threads))
