@@ -36,7 +36,7 @@ from peregrine.methods.build import build_method, split_state
 from peregrine.pretrain import checkpoint
 from peregrine.pretrain.accumulate import accumulate
 from peregrine.pretrain.checkpoint import Position
-from peregrine.pretrain.device import autocast, circumstances, set_precision
+from peregrine.pretrain.device import autocast, circumstances, keep_memory, set_precision
 from peregrine.pretrain.monitor import monitors, neighbour_monitors
 from peregrine.pretrain.optim import (
     Schedule,
@@ -210,6 +210,7 @@ def pretrain(
     start = Position(run_id(run), seed, code, dict(data.sums))
     with checkpoint.exclusive(folder), _stop_requests() as stop:
         attempts = checkpoint.count_attempt(folder)
+        keep_memory()
         set_precision(device, run.precision)
         trainer = Trainer(run, seed, data, device)
         at = checkpoint.restore(folder, start, trainer.modules(), trainer.optimizers())
