@@ -24,7 +24,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -205,13 +205,13 @@ def on_gpu(spec: list[ViewSpec], batches: list[int], repetitions: int) -> dict[s
     return out
 
 
-def hardware(threads: list[int]) -> dict:
+def hardware(threads: list[int], names: Sequence[str]) -> dict:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         processor = next(x.split(": ", 1)[1] for x in lines if x.startswith("model name"))
     except (OSError, StopIteration):
         processor = platform.processor() or platform.machine()
-    names, versions = ("torch", "torchvision", "pillow", "kornia"), {}
+    versions = {}
     for name in names:
         try:
             versions[name] = version(name)
@@ -241,7 +241,9 @@ def main() -> None:
         parser.error("quartiles need at least two repetitions")
     clock = time.process_time if given.cpu_time else time.perf_counter
     spec = [ViewSpec(**each) for each in read_yaml(PRESETS)["views"]["asymmetric"]]
-    facts = hardware(given.threads) | {"clock": "CPU" if given.cpu_time else "wall"}
+    facts = hardware(given.threads, ("torch", "torchvision", "pillow", "kornia")) | {
+        "clock": "CPU" if given.cpu_time else "wall"
+    }
     keep_memory()
     if given.device == "cuda":
         facts["gpu"] = torch.cuda.get_device_name()
