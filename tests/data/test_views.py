@@ -11,6 +11,7 @@ from torchvision.transforms.v2 import functional as F
 from peregrine.config.load import read_yaml
 from peregrine.config.models import ViewSpec
 from peregrine.data import views as module
+from peregrine.data.colour import blends_before_hue, jitter_colours_
 from peregrine.data.views import ORDERS, draw_parameters, make_views
 
 ADJUST = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
@@ -38,6 +39,14 @@ def crop(image, box, flip, size):
     return F.horizontal_flip(image) if flip else image
 
 
+def jittered(images, chosen, order, factors, active):
+    """Images in the order in which they came, whatever jitter_colours_ asks for."""
+    rank = blends_before_hue(chosen, order, active, images.shape[1]).argsort(descending=True)
+    moved = images[rank]
+    jitter_colours_(moved, chosen[rank], order[rank], factors[rank], active)
+    return moved[rank.argsort()]
+
+
 def colourful(n: int) -> torch.Tensor:
     """Images of [0, 1] in which grey, black, white and pixels with tied channels abound."""
     coarse = torch.randint(0, 4, (n, 3, 9, 11), generator=rng(1)) / 3
@@ -60,7 +69,7 @@ def test_crop_and_flip_equal_torchvision(height, width, size, channels):
     boxes[:8, 2:] = torch.tensor([[1, 1], [1, width], [height, 1], [height, width]] * 2)
     boxes[:, :2] = (u[:, :2] * (extent - boxes[:, 2:] + 1)).long()
     flip = torch.rand(60, generator=rng(2)) < 0.5
-    got = module.resized_crop(images, boxes, flip, size)
+    got = module.resized_crop(images.repeat_interleave(2, 0), boxes, flip, size)
     expected = [crop(images[k // 2], box.tolist(), flip[k], size) for k, box in enumerate(boxes)]
     torch.testing.assert_close(got, torch.stack(expected), atol=1e-4, rtol=0)
     assert got.min() < -0.05  # overshoot is kept, as torchvision keeps it
@@ -78,7 +87,7 @@ def test_each_colour_operation_equals_torchvision(operation, channels):
     factors[0, :HUE] = 0
     chosen = torch.arange(40) % 5 != 3
     order = torch.arange(40) % 24
-    got = module.jitter_colours(images, chosen, order, factors, (operation,))
+    got = jittered(images, chosen, order, factors, (operation,))
     adjusted = [ADJUST[operation](i, f[operation].item()) for i, f in zip(images, factors)]
     expected = torch.where(chosen[:, None, None, None], torch.stack(adjusted), images)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
@@ -95,7 +104,7 @@ def test_jitter_follows_the_order_of_each_image(active):
     images = colourful(1).expand(48, -1, -1, -1).contiguous()
     factors = torch.tensor([[1.5, 0.4, 1.7, 0.3]]).expand(48, 4)
     order = torch.arange(48) % 24
-    got = module.jitter_colours(images, torch.ones(48, dtype=torch.bool), order, factors, active)
+    got = jittered(images, torch.ones(48, dtype=torch.bool), order, factors, active)
     for image, o, result in zip(images, order.tolist(), got):
         for operation in ORDERS[o]:
             if operation in active:
@@ -110,7 +119,7 @@ def test_hue_first_survives_the_overshoot_of_a_crop():
     assert F.adjust_hue(image, 0.1).isnan().any()  # why the module clamps
     everyone, order = torch.ones(1, dtype=torch.bool), torch.tensor([ORDERS.index((3, 0, 1, 2))])
     factors = torch.tensor([[1.0, 1.0, 1.0, 0.1]])
-    assert torch.equal(module.jitter_colours(image, everyone, order, factors), image * 0)
+    assert torch.equal(jittered(image, everyone, order, factors, (0, 1, 2, 3)), image * 0)
 
 
 @pytest.mark.parametrize("height, width", [(16, 16), (9, 21)])
@@ -220,9 +229,10 @@ def test_chunks_and_autocast_change_nothing(monkeypatch):
 def test_the_device_is_never_asked_for_a_value():
     """A meta tensor has none: this fails where a GPU would be waited for or a host tensor used."""
     spec = [ViewSpec(count=2, blur=0.5, solarise=0.2)]
-    parameters = draw_parameters(spec, 9, 20, 24, rng()).flat(slice(0, 9), [0, 1])
+    parameters = draw_parameters(spec, 9, 20, 24, rng()).of([0, 1])
+    parameters = parameters[parameters.order.argsort()]
     for channels in (1, 3):
-        images = uint8(9, channels, 20, 24).to("meta")
+        images = uint8(18, channels, 20, 24).to("meta")
         made = module._transform(images, parameters, 16, (0, 1, 2, 3), 0.5)
         assert made.shape == (18, channels, 16, 16) and made.device.type == "meta"
 

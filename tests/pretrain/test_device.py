@@ -1,7 +1,10 @@
 """Devices by name and by lease, precision, and what the manifest says of them."""
 
 import os
+import platform
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from importlib import metadata
@@ -185,3 +188,32 @@ def test_a_lock_folder_of_somebody_else_is_refused(two_gpus, tmp_path):
         pick_device("auto")
     with pytest.raises(UserError, match="cannot be locked: No such file or directory; set TMPDIR"):
         lease(TWO, 1, 0, tmp_path / "missing")
+
+
+PAGES = """
+import resource, sys
+from peregrine.pretrain.device import keep_memory
+if sys.argv[1] == "kept":
+    keep_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+import numpy as np
+np.ones(2**23)
+before = faults()
+for _ in range(4):
+    np.ones(2**23)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_freed_memory_is_not_asked_for_again():
+    """64 MiB four times: all of its pages each time, or none of them."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMPY_MADVISE_HUGEPAGE": "0"}
+    found = {
+        how: int(subprocess.check_output([sys.executable, "-c", PAGES, how], env=environment))
+        for how in ("given back", "kept")
+    }
+    pages = 4 * 2**26 // os.sysconf("SC_PAGE_SIZE")
+    assert found["given back"] > 0.9 * pages
+    assert found["kept"] < 0.1 * pages

@@ -12,44 +12,49 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 ORDERS = tuple(permutations(range(4)))  # of the colour operations, by the number that is drawn
 
 
-def jitter_colours(
-    images: Tensor,
-    chosen: Tensor,
-    order: Tensor,
-    factors: Tensor,
-    active: tuple[int, ...] = (BRIGHTNESS, CONTRAST, SATURATION, HUE),
-) -> Tensor:
-    """torchvision's ColorJitter of the chosen images, each with factors and an order of its own.
+def jitter_colours_(
+    images: Tensor, chosen: Tensor, order: Tensor, factors: Tensor, active: tuple[int, ...]
+) -> None:
+    """In place, torchvision's ColorJitter of the chosen images, each with factors and an order.
 
-    images is [n, c, h, w]; on the host, chosen is bool [n], order [n] indexes ORDERS, factors is
-    [n, 4] (brightness, contrast, saturation; hue in turns). Operations not `active` are left out,
-    as are saturation and hue with one channel. Returns a new tensor.
+    images is [n, c, h, w] by descending `blends_before_hue`; on the host, chosen is bool [n], order
+    [n] indexes ORDERS, factors is [n, 4] (brightness, contrast, saturation; hue in turns).
+    Operations not `active` are left out, as are saturation and hue with one channel.
     """
-    with_hue = HUE in active and images.shape[1] == 3
-    blends = tuple(a for a in active if a != HUE and (a != SATURATION or images.shape[1] == 3))
-    sequences, before_hue = _sequences(blends, with_hue)
-    # Images with most blends before hue come first, those not chosen last. Each step then
-    # concerns a slice, and hue, the dearest of them, is computed once for all.
-    rank, by_rank = torch.where(chosen, before_hue[order], -1).sort(descending=True, stable=True)
+    # Because of the order each step concerns a slice, and hue, the dearest, is computed once.
+    blends, with_hue = _operations(active, images.shape[1])
+    rank = blends_before_hue(chosen, order, active, images.shape[1])
     touched = int(chosen.sum())
-    sequence, factors = sequences[order[by_rank[:touched]]], factors[by_rank[:touched]]
+    images, factors = images[:touched], factors[:touched]
+    sequence = _sequences(blends, with_hue)[0][order[:touched]]
     ratio = factors.gather(1, sequence)
     rest = 1 - ratio
     weights = torch.stack([ratio, rest * (sequence == CONTRAST), rest * (sequence == SATURATION)])
     weights = send(weights, images.device)[..., None, None, None]
-    images = images.index_select(0, send(by_rank, images.device))
     splits = (rank[:, None] > torch.arange(len(blends))).sum(0).tolist()
     for step, split in enumerate(splits):
         _blend_(images[:split], *weights[:, :split, step])
     if with_hue:
         # Where torchvision starts with hue, it makes NaN of a pixel whose largest value is 0 and
         # whose smallest is negative, as a bicubic crop leaves them beside saturated colours.
-        hue_first = slice(splits[0] if splits else 0, touched)
-        images[hue_first].clamp_(0, 1)
-        images[:touched] = adjust_hue(images[:touched], factors[:, HUE])
+        images[splits[0] if splits else 0 :].clamp_(0, 1)
+        adjust_hue_(images, factors[:, HUE])
         for step, split in enumerate(splits):
-            _blend_(images[split:touched], *weights[:, split:, step])
-    return images.index_select(0, send(by_rank.argsort(), images.device))
+            _blend_(images[split:], *weights[:, split:, step])
+
+
+def blends_before_hue(
+    chosen: Tensor, order: Tensor, active: tuple[int, ...], channels: int
+) -> Tensor:
+    """How many of brightness, contrast and saturation come before hue, [n]; -1 of no jitter."""
+    before = _sequences(*_operations(active, channels))[1]
+    return torch.where(chosen, before[order], -1)
+
+
+def _operations(active: tuple[int, ...], channels: int) -> tuple[tuple[int, ...], bool]:
+    """(the blends, whether hue is changed): one channel has neither saturation nor hue."""
+    blends = tuple(a for a in active if a != HUE and (a != SATURATION or channels == 3))
+    return blends, HUE in active and channels == 3
 
 
 @lru_cache(maxsize=32)
@@ -65,15 +70,17 @@ def _blend_(images: Tensor, ratio: Tensor, to_mean: Tensor, to_luma: Tensor) -> 
 
     Brightness, contrast and saturation are this blend: 1 - ratio goes to black, mean or luma.
     """
+    if not len(images):
+        return
     luma = to_grey(images)
     reference = luma.mean((1, 2, 3), keepdim=True).mul_(to_mean)
     if images.shape[1] == 3:
-        reference = torch.addcmul(reference, luma, to_luma)
-    torch.addcmul(reference, images, ratio, out=images).clamp_(0, 1)
+        reference = luma.mul_(to_luma).add_(reference)
+    images.mul_(ratio).add_(reference).clamp_(0, 1)
 
 
-def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """torchvision's adjust_hue of [n, 3, h, w] in [0, 1] with a shift (turns, host [n]) each."""
+def adjust_hue_(images: Tensor, shift: Tensor) -> None:
+    """In place torchvision's adjust_hue of [n, 3, h, w] in [0, 1]; shift in turns, host [n]."""
     red, green, blue = images.unbind(1)
     # RGB to hue by sorting (Hocevar's form). Masks are floats and choices products: on a CPU
     # torch.where costs 40 times as much as a product.
@@ -87,9 +94,9 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     # And back: channel = value - 6 chroma * clamp(1 / 3 - d, 0, 1 / 6), where d is the distance in
     # turns from the hue opposite to the channel's.
     opposite = shift[:, None] + torch.tensor([1 / 2, 1 / 6, -1 / 6])
-    distance = hue[:, None] + send(opposite, images.device)[..., None, None]
-    distance.sub_(distance.round()).abs_().sub_(1 / 3).clamp_(-1 / 6, 0)
-    return torch.addcmul(value[:, None], chroma6[:, None], distance)
+    torch.add(hue[:, None], send(opposite, images.device)[..., None, None], out=images)
+    images.sub_(images.round()).abs_().sub_(1 / 3).clamp_(-1 / 6, 0)
+    images.mul_(chroma6[:, None]).add_(value[:, None])
 
 
 def to_grey(images: Tensor) -> Tensor:

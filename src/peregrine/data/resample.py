@@ -18,10 +18,10 @@ def send(host: Tensor, device: torch.device) -> Tensor:
 def resized_crop(images: Tensor, boxes: Tensor, flip: Tensor, size: tuple[int, int]) -> Tensor:
     """Crop boxes of images, resize them to `size` (rows, columns) and mirror them where `flip`.
 
-    images is float [n, c, h, w]; on the host, boxes [m, 4] (top, left, height, width in px) and
-    flip, bool [m]: m / n of the first image, then of the next. Returns [m, c, *size]. Bicubic
-    (a = -0.5), antialiased and not clamped: values may leave [0, 1], as those of torchvision's
-    resized_crop(..., interpolation=BICUBIC, antialias=True) do on float images.
+    images is float [m, c, h, w]; on the host, boxes [m, 4] (top, left, height, width in px) and
+    flip, bool [m]. Returns [m, c, *size], planes in memory. Bicubic (a = -0.5), antialiased and not
+    clamped: values may leave [0, 1], as those of torchvision's resized_crop(...,
+    interpolation=BICUBIC, antialias=True) do on float images.
     """
     top, left, height, width = boxes.unbind(1)
     upright = torch.zeros_like(flip)
@@ -38,38 +38,41 @@ def _bicubic(axis: Tensor, extent: int, size: int, longest: int) -> Tensor:
     axis is [3, m]: start, length (none above `longest`) and whether to mirror. As in aten's
     UpSampleKernel.cpp the kernel reaches 2 * max(scale, 1) px, is cut at the box and normalised.
     """
-    start, length, mirror = axis[:, :, None, None]
-    output = torch.arange(size, device=axis.device)[:, None] + 0.5
+    start, length, mirror = axis[:, :, None]
+    output = torch.arange(size, device=axis.device) + 0.5
     scale = length / size
     stretch = scale.clamp_min(1)
     centre = (output + mirror * (size - 2 * output)) * scale
     # Only the taps within reach are computed, then spread: at 32 px 4 of 32.
     taps = torch.arange(ceil(4 * max(longest / size, 1)), device=axis.device) + 0.5
-    pixel = (centre - 2 * stretch - 0.5).ceil_() + taps
+    pixel = (centre - 2 * stretch - 0.5).ceil_() + taps[:, None, None]
     # Keys' kernel without a branch, twice over: with u = max(2 - |x|, 0) and v = max(u - 1, 0) it
-    # is u^2 (u - 1) + 2 v^2 (1 - 2 v).
+    # is u^2 (u - 1) + 2 v^2 (1 - 2 v). Masks are floats, which are written faster than bool.
     u = (pixel - centre).div_(stretch).abs_().neg_().add_(2).clamp_min_(0)
     taps = u * u
     taps.mul_(u.sub_(1))
     v = u.clamp_min_(0)
     taps.addcmul_(v * v, v.mul_(-2).add_(1), value=2)
-    taps.mul_((pixel > 0).logical_and_(pixel < length))
-    taps.div_(taps.sum(-1, keepdim=True))
+    taps.mul_(torch.gt(pixel, 0, out=u)).mul_(torch.lt(pixel, length, out=u))
+    taps.div_(taps.sum(0))
     weights = torch.zeros(axis.shape[1], size, extent, device=axis.device)
-    return weights.scatter_add_(2, pixel.add_(start).clamp_(0, extent - 1).long(), taps)
+    pixel = pixel.add_(start).clamp_(0, extent - 1).long()
+    return weights.scatter_add_(2, pixel.permute(1, 2, 0), taps.permute(1, 2, 0))
 
 
 def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """rows @ channel @ columns^T; [n, c, h, w], [m, r, h] and [m, s, w] give [m, c, r, s].
+    """rows @ channel @ columns^T; [m, c, h, w], [m, r, h] and [m, s, w] give [m, c, r, s].
 
-    Two batched products, all channels in one. Images in [n, h, c, w] memory are not copied.
+    Batched products: the columns of all channels in one, then the rows of each, which leaves plane
+    after plane in memory, [c, m, r, s]. Colour operations read them so, and nothing is copied.
     """
-    n, c, h, w = images.shape
-    m, r, _ = rows.shape
-    by_row = images.permute(0, 2, 1, 3).reshape(n, h, c * w)
-    by_row = torch.bmm(rows.reshape(n, -1, h), by_row).view(m, r * c, w)
-    by_row = torch.bmm(by_row, columns.transpose(1, 2)).view(m, r, c, -1)
-    return by_row.permute(0, 2, 1, 3).contiguous()
+    m, c, h, w = images.shape
+    s = columns.shape[1]
+    by_column = torch.bmm(images.reshape(m, c * h, w), columns.transpose(1, 2)).view(m, c, h, s)
+    planes = images.new_empty(c, m, rows.shape[1], s)
+    for plane, channel in zip(planes, by_column.unbind(1)):
+        torch.bmm(rows, channel, out=plane)
+    return planes.transpose(0, 1)
 
 
 def blur_kernel_size(size: int) -> int:

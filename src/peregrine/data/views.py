@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from peregrine.data.colour import ORDERS, jitter_colours, solarise, to_grey
+from peregrine.data.colour import (
+    ORDERS,
+    blends_before_hue,
+    jitter_colours_,
+    solarise,
+    to_grey,
+)
 from peregrine.data.ragged import Ragged
 from peregrine.data.randaugment import draw_operations, randaugment
 from peregrine.data.resample import blur_kernel_size, gaussian_blur, resized_crop, send
@@ -29,8 +35,8 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 10  # of RandomResizedCrop, before it falls back to a central crop
 DRAWS = 2 * ATTEMPTS + 13  # random numbers per view of an image, RandAugment's aside
-CPU_CHUNK = 2**18  # floats made at a time: 1 MB and its temporaries stay in a core's cache
-RAGGED_CHUNK = 2**27  # the same on a GPU, for images of many sizes: 512 MB, and less to be padded
+CPU_CHUNK = 2**19  # floats made at a time: few operations, and temporaries that caches hold
+GPU_CHUNK = 2**27  # the same on a GPU: 512 MB, and of images of many sizes less to be padded
 
 
 @dataclass
@@ -59,10 +65,8 @@ class Views:
 
 @dataclass
 class Parameters:
-    """Host tensors [n, v] for v views of n images, or [m]; box and factors have a last [4].
-
-    Those of RandAugment have a last [k].
-    """
+    """Host tensors [n, v] for v views of n images, or [m] for m views of one or the other; box and
+    factors have a last [4], those of RandAugment a last [k]."""
 
     box: Tensor  # top, left, height, width in px
     flip: Tensor  # bool, as jitter, grey, blur and solarise
@@ -76,10 +80,15 @@ class Parameters:
     operations: Tensor  # of RandAugment
     amounts: Tensor  # likewise
 
-    def flat(self, images: slice | Tensor, views: Sequence[int]) -> "Parameters":
-        """Those of some images and views, image by image: [n, v] -> [m]."""
-        pick = slice(None) if len(views) == self.box.shape[1] else views
-        return Parameters(**{k: v[images][:, pick].flatten(0, 1) for k, v in vars(self).items()})
+    def of(self, views: Sequence[int]) -> "Parameters":
+        """Those of some views, one view after another: [n, v] -> [m]."""
+        return self._each(lambda x: x[:, views].transpose(0, 1).flatten(0, 1))
+
+    def __getitem__(self, part: Tensor) -> "Parameters":
+        return self._each(lambda x: x[part])
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> "Parameters":
+        return Parameters(**{name: function(x) for name, x in vars(self).items()})
 
 
 def largest_side(specs: "Sequence[ViewSpec]") -> int:
@@ -134,43 +143,44 @@ def make_views(
     with torch.autocast(device.type, enabled=False):
         for (size, active, threshold, augmented), members in batches.items():
             views = [view for m in members for view in range(offsets[m], offsets[m + 1])]
+            p = parameters.of(views)
             kind = torch.uint8 if augmented else torch.float32
-            out = torch.empty(len(views), n, c, size, size, device=device, dtype=kind)
-            floats = n * c * max(h * w, len(views) * size * size)
-            for part, pixels in _parts(images_uint8, floats):
-                p = parameters.flat(part, views)
-                made = _transform(pixels, p, size, active, threshold)
-                by_view = made.unflatten(0, (-1, len(views))).transpose(0, 1)
+            out = torch.empty(len(views) * n, c, size, size, device=device, dtype=kind)
+            rank = blends_before_hue(p.jitter, p.order, active, c)
+            for part, pixels in _parts(images_uint8, rank, c * max(h * w, size * size)):
+                made = _transform(pixels, p[part], size, active, threshold)
                 if augmented:
-                    by_view = by_view.clamp_(0, 1).mul_(255).round_()
-                    rows = part if isinstance(part, slice) else send(part, device)
-                    out[:, rows] = by_view.to(out.dtype)
-                elif isinstance(part, slice):
-                    torch.addcmul(shift, by_view, scale, out=out[:, part])
+                    made = made.clamp_(0, 1).mul_(255).round_().to(kind)
                 else:
-                    out.index_copy_(1, send(part, device), torch.addcmul(shift, by_view, scale))
+                    # Into new memory: index_copy_ is four times as slow from planes.
+                    made = torch.mul(made, scale, out=made.new_empty(made.shape)).add_(shift)
+                out.index_copy_(0, send(part, device), made)
             if augmented:
-                drawn = (parameters.operations, parameters.amounts)
-                drawn = (x[:, views].transpose(0, 1).flatten(0, 1) for x in drawn)
-                out = randaugment(out.flatten(0, 1), *drawn).view_as(out)
+                out = randaugment(out, p.operations, p.amounts)
                 out = (out * (scale / 255)).add_(shift)
+            out = out.unflatten(0, (len(views), n))
             images.update(zip(members, out.split([spec[m].count for m in members])))
     return Views([ViewGroup(s.role, images[number]) for number, s in enumerate(spec)])
 
 
-def _parts(images: Tensor | Ragged, floats: int) -> Iterator[tuple[slice | Tensor, Tensor]]:
-    """(rows, their uint8 [k, c, h, w]): together all images, of which `floats` are made.
+def _parts(images: Tensor | Ragged, rank: Tensor, floats: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(which views [k], their uint8 images [k, c, h, w]): together all, by descending `rank`.
 
-    Images of different sizes come by proportions, padded; their crop boxes leave the padding out.
+    Views are counted as in `Parameters.of`, and `floats` are made of one. Images of different sizes
+    come by proportions, padded, and by rank in each part only; crop boxes leave the padding out.
     """
-    n, ragged = len(images), isinstance(images, Ragged)
-    limit = CPU_CHUNK if images.device.type == "cpu" else RAGGED_CHUNK if ragged else floats
-    chunk = ceil(n / ceil(floats / limit))
-    if ragged:
-        yield from ((rows, images.padded(rows)) for rows in images.by_shape().split(chunk))
+    n, m = len(images), len(rank)
+    limit = CPU_CHUNK if images.device.type == "cpu" else GPU_CHUNK
+    chunk = ceil(m / ceil(m * floats / limit))
+    if isinstance(images, Ragged):
+        for rows in images.by_shape().split(max(chunk * n // m, 1)):
+            every = (torch.arange(0, m, n)[:, None] + rows).flatten()
+            order = rank[every].argsort(descending=True, stable=True)
+            place = send(order % len(rows), images.device)
+            yield every[order], images.padded(rows).index_select(0, place)
     else:
-        parts = (slice(start, start + chunk) for start in range(0, n, chunk))
-        yield from ((part, images[part]) for part in parts)
+        for part in rank.argsort(descending=True, stable=True).split(chunk):
+            yield part, images.index_select(0, send(part % n, images.device))
 
 
 def _check(
@@ -206,14 +216,12 @@ def _transform(
     active: tuple[int, ...],
     threshold: float,
 ) -> Tensor:
-    """Views on the [0, 1] scale, [m, c, size, size], those of the first image first."""
-    n, c, h, w = images_uint8.shape
-    # Rows outermost, which is how resized_crop reads them.
-    images = torch.empty(n, h, c, w, device=images_uint8.device).permute(0, 2, 1, 3)
-    images.copy_(images_uint8).div_(255)
+    """A view of each image [m, c, h, w] in [0, 1], [m, c, size, size], plane after plane."""
+    c = images_uint8.shape[1]
+    images = images_uint8.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     images = resized_crop(images, p.box, p.flip, (size, size))
     if active:
-        images = jitter_colours(images, p.jitter, p.order, p.factors, active)
+        jitter_colours_(images, p.jitter, p.order, p.factors, active)
     if c == 3:
         _replace(images, p.grey, to_grey)
     _replace(images, p.blur, lambda x, s: gaussian_blur(x, s, blur_kernel_size(size)), p.sigma)

@@ -38,7 +38,7 @@ from peregrine.pretrain import checkpoint
 from peregrine.pretrain.accumulate import accumulate
 from peregrine.pretrain.checkpoint import Position
 from peregrine.pretrain.compiled import begin_step, compile_training
-from peregrine.pretrain.device import autocast, circumstances, set_precision
+from peregrine.pretrain.device import autocast, circumstances, keep_memory, set_precision
 from peregrine.pretrain.distributed import ALONE, World
 from peregrine.pretrain.monitor import chance_purity, monitors, neighbour_monitors
 from peregrine.pretrain.optim import (
@@ -236,6 +236,7 @@ def pretrain(
     start = Position(run_id(run), seed, code, dict(data.sums))
     with world.exclusive(folder), _stop_requests() as stop:
         attempts = checkpoint.count_attempt(folder) if world.main else 0
+        keep_memory()
         set_precision(device, run.precision)
         with world.main_first():
             trainer = Trainer(run, seed, data, device, world)
