@@ -43,7 +43,7 @@ from peregrine.evaluation.linear import linear_probe
 from peregrine.files import read_json, write_csv, write_json
 from peregrine.nets.backbones import build_backbone
 from peregrine.pretrain.checkpoint import Position
-from peregrine.pretrain.loop import Trainer
+from peregrine.pretrain.trainer import Trainer
 from peregrine.reporting.statistics import estimate
 from peregrine.streams import generator, seeded_init
 

@@ -21,7 +21,7 @@ from peregrine.config.models import Run
 from peregrine.data.prepare import load as load_data
 from peregrine.nets.flops import forward_flops
 from peregrine.pretrain.checkpoint import Position
-from peregrine.pretrain.loop import Trainer
+from peregrine.pretrain.trainer import Trainer
 from peregrine.reporting.estimate import Measured, Work, predict, work_of
 
 STEPS = 12

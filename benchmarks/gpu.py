@@ -45,7 +45,7 @@ from peregrine.data.views import make_views
 from peregrine.files import read_json
 from peregrine.pretrain.checkpoint import Position
 from peregrine.pretrain.device import set_precision
-from peregrine.pretrain.loop import Trainer
+from peregrine.pretrain.trainer import Trainer
 from peregrine.streams import generator
 
 CONFIG = Path(__file__).parents[1] / "config"

@@ -38,8 +38,8 @@ from peregrine.files import write_json
 from peregrine.nets.backbones import build_backbone
 from peregrine.pretrain.checkpoint import Position
 from peregrine.pretrain.device import keep_memory, native_bfloat16
-from peregrine.pretrain.loop import Trainer
 from peregrine.pretrain.monitor import monitors
+from peregrine.pretrain.trainer import Trainer
 
 CONFIG = Path(__file__).parents[1] / "config"
 NETS = {32: (256, 12), 128: (64, 8)}

@@ -30,7 +30,7 @@ from peregrine.files import write_json
 from peregrine.pretrain.checkpoint import Position
 from peregrine.pretrain.device import circumstances, set_precision
 from peregrine.pretrain.distributed import join
-from peregrine.pretrain.loop import Trainer
+from peregrine.pretrain.trainer import Trainer
 
 PRESETS = Path(__file__).parents[1] / "config" / "presets.yaml"
 WARM_UP = 2

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from peregrine.cli import app
 from peregrine.config.load import load
-from peregrine.pretrain.loop import Trainer
+from peregrine.pretrain.trainer import Trainer
 
 COMMANDS = sorted(typer.main.get_command(app).commands)
 

@@ -86,7 +86,7 @@ def test_every_part_is_known():
     parts = {name.partition(".")[0] for name in MODULES}
     assert parts <= set(BELOW) | OPEN | {"cli", "__main__"}
     assert "methods.falcon" in MODULES
-    assert own(TREES["pretrain.loop"]) > {"methods.base", "pretrain.checkpoint"}
+    assert own(TREES["pretrain.trainer"]) > {"methods.base", "pretrain.checkpoint"}
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith(NO_TORCH)])

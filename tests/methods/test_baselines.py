@@ -12,7 +12,7 @@ from peregrine.errors import UserError
 from peregrine.files import read_json, read_tensors
 from peregrine.methods.build import build_method
 from peregrine.pretrain import checkpoint
-from peregrine.pretrain.loop import Trainer
+from peregrine.pretrain.trainer import Trainer
 
 CPU = torch.device("cpu")
 VIEW = {"count": 2, "size": 8, "crop_scale": [0.5, 1.0], "flip": 0.0, "jitter": 0.5}

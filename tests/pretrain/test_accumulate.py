@@ -18,7 +18,8 @@ from peregrine.methods.build import build_method
 from peregrine.methods.falcon import temperature
 from peregrine.pretrain.accumulate import accumulate, cut
 from peregrine.pretrain.device import autocast
-from peregrine.pretrain.loop import Trainer, pretrain
+from peregrine.pretrain.loop import pretrain
+from peregrine.pretrain.trainer import Trainer
 from peregrine.streams import generator
 
 CPU = torch.device("cpu")

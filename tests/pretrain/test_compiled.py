@@ -11,7 +11,8 @@ from peregrine.files import read_json, read_tensors
 from peregrine.pretrain import compiled
 from peregrine.pretrain.checkpoint import Position
 from peregrine.pretrain.compiled import WORTH, compile_training
-from peregrine.pretrain.loop import Trainer, pretrain
+from peregrine.pretrain.loop import pretrain
+from peregrine.pretrain.trainer import Trainer
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 needs_compiler = pytest.mark.skipif(

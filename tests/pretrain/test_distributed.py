@@ -26,7 +26,8 @@ from peregrine.files import read_json, read_tensors, write_json, write_tensors
 from peregrine.methods.registry import METHODS
 from peregrine.pretrain.checkpoint import Position
 from peregrine.pretrain.distributed import ALONE, join
-from peregrine.pretrain.loop import Trainer, pretrain
+from peregrine.pretrain.loop import pretrain
+from peregrine.pretrain.trainer import Trainer
 
 CPU = torch.device("cpu")
 VIEWS = {"count": 2, "size": 8, "crop_scale": [0.5, 1.0], "jitter": 0.5}

@@ -10,9 +10,9 @@ from peregrine.config.models import ViewSpec
 from peregrine.data import views as views_module
 from peregrine.data.views import make_views
 from peregrine.methods.registry import METHODS
-from peregrine.pretrain import loop
+from peregrine.pretrain import trainer as module
 from peregrine.pretrain.checkpoint import Position
-from peregrine.pretrain.loop import Trainer
+from peregrine.pretrain.trainer import Trainer
 
 CPU = torch.device("cpu")
 WAITS = {
@@ -109,7 +109,7 @@ def test_no_step_of_any_method_waits(method, mode, tiny_run, tiny_data, monkeypa
     trainer = Trainer(run, 0, tiny_data, CPU)
     trainer.probe_optimizer = torch.optim.Adam(trainer.probe.parameters(), lr=0.1, fused=True)
     guard, sums = Guard(), {}
-    monkeypatch.setattr(loop, "make_views", guard.at_home(make_views))
+    monkeypatch.setattr(module, "make_views", guard.at_home(make_views))
     steps = trainer.epoch(Position("", 0, "", {}), sums)
     next(steps)
     for _ in range(3):

@@ -16,9 +16,10 @@ from peregrine.errors import UserError
 from peregrine.files import read_json, read_tensors, sha256
 from peregrine.methods.base import Progress
 from peregrine.methods.build import build_method
-from peregrine.pretrain import loop
-from peregrine.pretrain.loop import Trainer, pretrain
+from peregrine.pretrain import trainer
+from peregrine.pretrain.loop import pretrain
 from peregrine.pretrain.monitor import monitors
+from peregrine.pretrain.trainer import Trainer
 from peregrine.streams import generator
 
 CPU = torch.device("cpu")
@@ -281,7 +282,7 @@ def test_neighbours_of_an_epoch_are_the_mean_over_evenly_spaced_steps(
         looks.append(int(method.queue.position))
         return {"neighbour_purity": torch.tensor(float(len(looks)))}
 
-    monkeypatch.setattr(loop, "neighbour_monitors", seen)
+    monkeypatch.setattr(trainer, "neighbour_monitors", seen)
     pretrain(tiny_run("two_branch", batch_size=6, epochs=2), 0, tiny_data, tmp_path, CPU)
     steps = [epoch * 16 + step for epoch in (0, 1) for step in range(0, 16, 2)]
     assert looks == [6 * (step + 1) % 50 for step in steps]

@@ -16,7 +16,8 @@ from peregrine import files
 from peregrine.errors import UserError
 from peregrine.files import read_json, read_tensors, write_tensors
 from peregrine.pretrain import checkpoint, loop
-from peregrine.pretrain.loop import Interrupted, Trainer, pretrain
+from peregrine.pretrain.loop import Interrupted, pretrain
+from peregrine.pretrain.trainer import Trainer
 
 CPU = torch.device("cpu")
 RESULTS = ("backbone.safetensors", "method.safetensors", "history.csv", "outcome.json", "run.yaml")
@@ -152,9 +153,9 @@ def test_stopped_while_results_are_written(tiny_run, tiny_data, undisturbed, mon
     """Too late for this seed; but whoever asked must not see the next one begin."""
     run = tiny_run(epochs=1)
     expected = undisturbed(run)
-    real = loop._write
+    real = loop.write_results
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_write", lambda *arguments: (terminate(), real(*arguments)))
+        patch.setattr(loop, "write_results", lambda *arguments: (terminate(), real(*arguments)))
         with pytest.raises(Interrupted, match="results are written"):
             pretrain(run, 0, tiny_data, tmp_path / "stopped", CPU)
     assert results(tmp_path / "stopped") == expected

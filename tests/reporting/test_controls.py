@@ -20,7 +20,7 @@ from peregrine.config.models import DatasetSpec
 from peregrine.data import prepare
 from peregrine.diagnostics.collapse import collapse_report
 from peregrine.pretrain.checkpoint import Position
-from peregrine.pretrain.loop import Trainer
+from peregrine.pretrain.trainer import Trainer
 from peregrine.reporting.claims import judge
 from peregrine.reporting.records import Evidence, Measurement, Records, SeedRun
 

@@ -171,7 +171,7 @@ def test_a_changed_falcon_loss_reruns_falcon_and_what_hangs_on_it(finished, edit
 
 def test_comments_docstrings_and_new_methods_rerun_nothing(finished, edit):
     edit("src/peregrine/methods/falcon.py", "Scalars `invariance`", "The scalars `invariance`")
-    edit("src/peregrine/pretrain/loop.py", "import math\n", "# a comment\nimport math\n")
+    edit("src/peregrine/pretrain/loop.py", "import signal\n", "# a comment\nimport signal\n")
     source = finished / "src/peregrine/methods/falcon.py"
     new = finished / "src/peregrine/methods/falcon_two.py"
     new.write_text(source.read_text())

@@ -5,205 +5,34 @@ batch. Nothing random is carried from step to step (see `peregrine.streams`), so
 killed and resumed ends in the same bytes as one that was not.
 """
 
-import math
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from itertools import count
 from pathlib import Path
 
 import torch
-import yaml
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 from tqdm import tqdm
 
-from peregrine.config.fingerprint import fingerprint, parts
+from peregrine.config.fingerprint import fingerprint
 from peregrine.config.identity import run_id
 from peregrine.config.models import Run
 from peregrine.config.resources import obstacle
-from peregrine.data.batches import held
 from peregrine.data.prepare import Prepared
-from peregrine.data.ragged import Ragged
-from peregrine.data.views import largest_side, make_views
 from peregrine.errors import UserError
-from peregrine.files import sha256, write_csv, write_json, write_tensors, write_text
-from peregrine.methods.base import Progress
-from peregrine.methods.build import build_method, split_state
 from peregrine.pretrain import checkpoint
-from peregrine.pretrain.accumulate import accumulate
 from peregrine.pretrain.checkpoint import Position
-from peregrine.pretrain.compiled import begin_step, compile_training
-from peregrine.pretrain.device import autocast, circumstances, keep_memory, set_precision
+from peregrine.pretrain.device import circumstances, keep_memory, set_precision
 from peregrine.pretrain.distributed import ALONE, World
-from peregrine.pretrain.monitor import chance_purity, monitors, neighbour_monitors
-from peregrine.pretrain.optim import (
-    Schedule,
-    build_optimizer,
-    clip_gradients,
-    decay_at,
-    effective_lr,
-    set_rates,
-)
-from peregrine.streams import generator, seeded_init
-
-MONITOR_IMAGES = 256
-NEIGHBOUR_LOOKS = 8
-"""How often an epoch looks at what neighbours are."""
+from peregrine.pretrain.monitor import monitors
+from peregrine.pretrain.results import judge, write_results
+from peregrine.pretrain.trainer import Trainer
 
 
 class Interrupted(Exception):
     """SIGTERM or SIGINT came; the checkpoint is written."""
-
-
-class Trainer:
-    """Everything that one (run, seed) needs while it trains."""
-
-    def __init__(
-        self, run: Run, seed: int, data: Prepared, device: torch.device, world: World = ALONE
-    ) -> None:
-        self.run, self.seed, self.device, self.world = run, seed, device, world
-        self.images = held(data.images["train"], device, largest_side(run.views))
-        self.labels = torch.from_numpy(data.labels["train"]).to(device)
-        self.chance = chance_purity(self.labels)
-        self.mean, self.sd, self.unverified = data.mean, data.sd, data.unverified
-        n = len(self.images)
-        self.steps = n // run.batch_size
-        if not self.steps and run.epochs:
-            raise UserError(f"batch_size {run.batch_size} exceeds the {n} training images")
-        self.method = build_method(run, seed, channels=len(data.mean), train_images=n).to(device)
-        with seeded_init(seed, "probe"):
-            self.probe = nn.Linear(self.method.backbone.features, len(data.classes)).to(device)
-        self.schedule = self._schedule(run.optimizer.lr, run.optimizer.lr_end)
-        self.probe_schedule = self._schedule(run.probe.lr)
-        self.optimizer = build_optimizer(
-            run.optimizer, self.method.parameters(), self.schedule.base
-        )
-        self.probe_optimizer = torch.optim.Adam(
-            self.probe.parameters(), lr=run.probe.lr, fused=device.type == "cuda" or None
-        )
-        self.compiled = compile_training(self.method, device, run.epochs * self.steps)
-        picks = torch.randperm(n, generator=generator(seed, "order", -1))
-        self.watched = self.normalised(self.images.whole(picks[:MONITOR_IMAGES].to(device)))
-
-    def _schedule(self, lr: float, end: float = 0.0) -> Schedule:
-        spec, steps = self.run.optimizer, self.steps
-        base = effective_lr(lr, self.run.batch_size)
-        total = self.run.epochs * steps
-        warmup = spec.warmup_epochs * steps
-        return Schedule(base, spec.warmup_start, warmup, total, end)
-
-    def normalised(self, images: Tensor) -> Tensor:
-        """float32 [n, c, h, w] in [0, 1] with the data set's mean and sd taken out."""
-        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
-        sd = torch.tensor(self.sd, device=images.device).view(-1, 1, 1)
-        return (images - mean) / sd
-
-    def modules(self) -> dict[str, nn.Module]:
-        return {"method": self.method, "probe": self.probe}
-
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"optimizer": self.optimizer, "probe_optimizer": self.probe_optimizer}
-
-    def epoch(self, at: Position, sums: dict[str, Tensor]) -> Iterator[int]:
-        """Train the rest of the current epoch; yields after each step that is done."""
-        self.method.train()
-        size, device = self.run.batch_size, self.device
-        draws = generator(self.seed, "order", at.epoch)
-        order = torch.randperm(len(self.images), generator=draws).to(device)
-        parts = order[: self.steps * size].split(size)[at.step :]
-        own = [self.world.part(rows) for rows in parts]
-        for index, rows, images in zip(count(at.step), parts, self.images.batches(own)):
-            now = Progress(
-                self.seed, at.epoch, at.epoch * self.steps + index, self.run.epochs * self.steps
-            )
-            for name, value in self.step(rows, images, now, index).items():
-                sums[name] = sums.get(name, 0) + value.double()
-            yield index + 1
-
-    def step(
-        self, rows: Tensor, images: Tensor | Ragged, now: Progress, index: int
-    ) -> dict[str, Tensor]:
-        """One optimiser step on the batch `rows`; detached loss terms and probe hits.
-
-        `images` are this process's part of it.
-        """
-        spec, world = self.run.optimizer, self.world
-        set_rates(
-            self.optimizer, self.schedule.at(now.step), decay_at(spec, now.step, now.total_steps)
-        )
-        set_rates(self.probe_optimizer, self.probe_schedule.at(now.step))
-        # On the host: parameters are drawn there, the same ones for every device.
-        draws = generator(self.seed, "views", now.epoch, index)
-        part = world.rank, world.size
-        views = make_views(images, self.run.views, draws, mean=self.mean, std=self.sd, part=part)
-        views.rows = world.part(rows)
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.compiled:
-            begin_step()
-        precision = partial(autocast, self.device, self.run.precision)
-        terms, online = accumulate(self.method, views, now, self.run.accumulate, precision, world)
-        clip_gradients(self.method.parameters(), spec.clip_norm)
-        self.optimizer.step()
-        self.method.after_step(now)
-        terms |= self._neighbours(index)
-
-        features = torch.cat([each.float() for each in online])
-        labels = self.labels[rows].repeat(len(online))
-        logits = self.probe(features)
-        self.probe_optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(logits, labels).backward()
-        self.probe_optimizer.step()
-        hits = (logits.argmax(dim=1) == labels).double().mean()
-        return {**terms, "probe_accuracy": hits}
-
-    def _neighbours(self, index: int) -> dict[str, Tensor]:
-        """The neighbour monitors after some evenly spaced steps, so weighted that the epoch's mean
-        is theirs. An epoch shows each image once: at its end no queue shorter than the data set
-        holds an older view of a new image, at its beginning many do.
-        """
-        looks = min(NEIGHBOUR_LOOKS, self.steps)
-        if index * looks // self.steps == (index - 1) * looks // self.steps:
-            return {}
-        seen = neighbour_monitors(self.method, self.labels, self.chance)
-        return {name: value * (self.steps / looks) for name, value in seen.items()}
-
-    @torch.no_grad()
-    def calibrate(self) -> None:
-        """BatchNorm statistics of the untrained net from the training images, in one pass.
-
-        With the initial mean 0 and variance 1 its head would be worse than random, and a trained
-        row would be credited with what normalisation alone does.
-        """
-        norms = [m for m in self.method.modules() if isinstance(m, _BatchNorm)]
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.momentum = None  # the plain mean over all batches
-            norm.reset_running_stats()
-        self.method.train()
-        rows = torch.arange(len(self.images), device=self.device)
-        for part in rows.chunk(max(len(rows) // MONITOR_IMAGES, 1)):
-            self.method.describe(self.normalised(self.images.whole(part)))
-        for norm, momentum in zip(norms, momenta):
-            norm.momentum = momentum
-
-    @torch.no_grad()
-    def test_accuracy(self, data: Prepared) -> float:
-        """Accuracy of the online probe on the test set, eval mode."""
-        self.method.eval()
-        hits = 0
-        side = largest_side(self.run.views)
-        images = held(data.images["test"], self.device, side, resident=False)
-        labels = torch.from_numpy(data.labels["test"])
-        for start in range(0, len(labels), 512):
-            batch = self.normalised(images.whole(slice(start, start + 512)))
-            guess = self.probe(self.method.backbone(batch).float()).argmax(dim=1).cpu()
-            hits += int((guess == labels[start : start + 512]).sum())
-        return hits / len(labels)
 
 
 def pretrain(
@@ -250,11 +79,11 @@ def pretrain(
         _train(trainer, at, folder, stop)
         if not run.epochs:
             trainer.calibrate()
-        outcome = _outcome(run, at)
+        outcome = judge(run, at)
         if at.epoch and outcome["status"] == "finished":
             outcome["online_probe_accuracy"] = trainer.test_accuracy(data)
         if world.main:
-            _write(trainer, at, outcome, folder, attempts)
+            write_results(trainer, at, outcome, folder, attempts)
         signalled = world.agreed(stop)
         if signalled:  # it came too late for this seed, but the next one must not begin
             raise Interrupted(f"stopped by signal {signalled}; the results are written")
@@ -272,7 +101,7 @@ def _train(trainer: Trainer, at: Position, folder: Path, stop: list[int]) -> Non
         # Silent where stderr is a file; the epoch lines stand there.
         disable=None if world.main else True,
     )
-    while at.epoch < run.epochs and _outcome(run, at)["status"] == "finished":
+    while at.epoch < run.epochs and judge(run, at)["status"] == "finished":
         began, first = time.perf_counter(), at.step
         sums = {
             name: torch.tensor(value, dtype=torch.float64, device=trainer.device)
@@ -320,68 +149,6 @@ def _row(trainer: Trainer, at: Position, sums: dict[str, Tensor]) -> dict[str, f
     last = at.epoch * trainer.steps + trainer.steps - 1
     watched = monitors(trainer.method, trainer.watched)
     return {"epoch": at.epoch + 1, "lr": trainer.schedule.at(last), **means, **watched}
-
-
-def _outcome(run: Run, at: Position) -> dict[str, object]:
-    """finished, collapsed or nan, judged from the history alone, so a resume judges the same."""
-    status, detail = "finished", ""
-    if at.history:
-        row = at.history[-1]
-        layer = min(("features", "embeddings"), key=lambda layer: row[f"{layer}_sd"])
-        spread = row[f"{layer}_sd"]
-        if not all(math.isfinite(value) for value in row.values()):
-            status, detail = "nan", "a loss term or monitor is not finite"
-        elif spread < run.collapse_floor and (run.on_collapse == "stop" or at.epoch == run.epochs):
-            status = "collapsed"
-            detail = f"{layer} sd {spread:.4g} is below the floor {run.collapse_floor:g}"
-    return {"status": status, "detail": detail, "epoch": at.epoch, "online_probe_accuracy": None}
-
-
-def _write(
-    trainer: Trainer, at: Position, outcome: dict[str, object], folder: Path, attempts: int
-) -> None:
-    """All declared outputs; outcome.json comes last and holds the sums of the others."""
-    run = trainer.run
-    backbone, rest = split_state(trainer.method)
-    names = {"run": at.run, "seed": str(at.seed)}
-    write_tensors(folder / "backbone.safetensors", backbone, **names)
-    write_tensors(folder / "method.safetensors", rest, **names)
-    write_text(folder / "run.yaml", yaml.safe_dump(run.model_dump(mode="json"), sort_keys=True))
-    header = list(at.history[0]) if at.history else ["epoch", "lr", "loss"]
-    write_csv(folder / "history.csv", header, ([row[key] for key in header] for row in at.history))
-    timing = ["epoch", "seconds", "samples_per_second"]
-    write_csv(folder / "timing.csv", timing, ([row[key] for key in timing] for row in at.timing))
-    seconds = sum(row["seconds"] for row in at.timing)
-    write_json(
-        folder / "manifest.json",
-        {
-            "run": at.run,
-            "seed": at.seed,
-            "code": at.code,
-            "code_parts": parts("pretrain", run.method["name"]),
-            "data": at.data,
-            "accept_unverified": bool(trainer.unverified),
-            "unverified": list(trainer.unverified),
-            "effective_lr": trainer.schedule.base,
-            "attempts": attempts,
-            "wall_seconds": round(seconds, 3),
-            "samples_per_second": round(at.epoch * trainer.steps * run.batch_size / seconds, 1)
-            if seconds
-            else None,
-            **circumstances(trainer.device),
-            "compiled": trainer.compiled,
-            "processes": trainer.world.size,
-        },
-    )
-    deterministic = ("backbone.safetensors", "method.safetensors", "run.yaml", "history.csv")
-    outcome |= {
-        "run": at.run,
-        "seed": at.seed,
-        "step": at.epoch * trainer.steps,
-        "data": at.data,
-        "files": {name: sha256(folder / name) for name in deterministic},
-    }
-    write_json(folder / "outcome.json", outcome)
 
 
 @contextmanager
