@@ -13,14 +13,11 @@ split, each fit warm-started by the one before, and compares: several minutes.
 """
 
 import argparse
-import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from unittest.mock import patch
 

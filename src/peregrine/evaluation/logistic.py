@@ -92,7 +92,7 @@ class Dense:
         return loss, gradient
 
     def curvature(self, weights: NDArray, classes: int) -> NDArray[np.float64]:
-        """Hessian [f + 1, f + 1] of the mean cross-entropy in a class's weights, mean of classes."""
+        """Hessian [f + 1, f + 1] of the mean cross-entropy in one class's weights, mean of all."""
         out = np.zeros((self.width + 1, self.width + 1))
         for _, values in self._blocks(exact=False):
             scores = _scores(weights, values, classes)
