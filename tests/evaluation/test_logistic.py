@@ -135,3 +135,25 @@ def test_dense_rows_are_a_matrix():
     inner, basis = rows[np.array([1, 3])].compact()
     np.testing.assert_allclose(inner.values @ basis.T, rows.values[[1, 3]], atol=1e-12)
     assert inner.values.shape == (2, 2)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-6, 1e-3])
+def test_a_collapse_to_one_direction_is_fitted(spread):
+    """All features are copies of one, to float32's last bits: curvatures are singular there."""
+    rng = np.random.default_rng(0)
+    y = np.arange(3000) % 3
+    x = (rng.normal(size=3000) + y)[:, None] + spread * rng.normal(size=(3000, 300))
+    rows, _ = standardised(x.astype(np.float32), x[:9].astype(np.float32))
+    for C in (0.001, 1.0, 100.0):
+        model = Logistic(C, tol=TOLERANCE, max_iter=1000).fit(rows, y)
+        assert model.converged
+        left = gradient(rows.values.astype(float), y, model.weights, C)
+        assert abs(left).max() < 1.1 * TOLERANCE
+
+
+def test_a_curvature_that_rounding_made_indefinite_is_lifted():
+    curvature = np.diag([1.0, 1.0, -3e-4])
+    factor = logistic._factor(curvature)
+    # The mean of the diagonal is 2/3 (nearly): lifted by its 1e-6-fold, tenfold until positive.
+    lift = 1e-3 * np.trace(curvature) / 3
+    np.testing.assert_allclose(factor @ factor.T, curvature + lift * np.eye(3), rtol=1e-9)

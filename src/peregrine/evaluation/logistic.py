@@ -164,8 +164,7 @@ class Logistic:
         strength = np.full(rows.width + 1, 1 / (self.C * n))
         strength[-1] = 0
         curvature = rows.fetch(rows.curvature(rows.send(start), classes)) + np.diag(strength)
-        curvature += FLOOR * np.trace(curvature) / len(curvature) * np.eye(len(curvature))
-        factor = np.linalg.cholesky(curvature)
+        factor = _factor(curvature)
         inverse, penalty = rows.send(np.linalg.inv(factor)), rows.send(strength)
         largest = np.inf
 
@@ -203,6 +202,16 @@ class Logistic:
 
     def predict(self, x: Any) -> NDArray[np.int64]:
         return self.order(x, 1)[:, 0]
+
+
+def _factor(curvature: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Cholesky factor, of as much more on the diagonal as rounding asks for, FLOOR at least."""
+    more = FLOOR * np.trace(curvature) / len(curvature) * np.eye(len(curvature))
+    while True:
+        try:
+            return np.linalg.cholesky(curvature + more)
+        except np.linalg.LinAlgError:
+            more *= 10
 
 
 def standardised(train_x: NDArray, test_x: NDArray) -> tuple[Dense, Dense]:
