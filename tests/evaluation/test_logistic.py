@@ -5,6 +5,7 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from peregrine.evaluation import logistic
 from peregrine.evaluation.linear import TOLERANCE, linear_probe
@@ -108,6 +109,16 @@ def test_blocks_change_nothing(monkeypatch):
     other = Logistic(0.1, tol=1e-8, max_iter=1000).fit(blocks[0], y)
     np.testing.assert_allclose(other.weights, fitted.weights, atol=1e-5)
     np.testing.assert_array_equal(other.predict(blocks[1]), fitted.predict(whole[1]))
+
+
+def test_the_number_of_threads_changes_no_bit():
+    train_x, y, test_x, _ = correlated(n=5000, width=60)
+    x = standardised(train_x, test_x)[0]
+    weights = []
+    for threads in (1, 3):
+        with threadpool_limits(threads):
+            weights.append(Logistic(1.0, tol=TOLERANCE, max_iter=1000).fit(x, y).weights)
+    np.testing.assert_array_equal(*weights)
 
 
 def test_features_that_repeat_each_other_are_no_obstacle():

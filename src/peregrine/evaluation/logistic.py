@@ -9,13 +9,16 @@ widest directions. Fewer rows than features are first expressed in the space tha
 the minimum lies. Numpy and scipy only; what rows are, in memory or in a file, is theirs to know.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from threadpoolctl import ThreadpoolController
 
 from peregrine.diagnostics.collapse import FLOAT32_STEP
 
@@ -65,55 +68,89 @@ class Dense:
         basis, across = np.linalg.qr(self.values.T.astype(np.float64))
         return Dense(np.ascontiguousarray(across.T)), basis
 
-    def _blocks(self, exact: bool) -> Iterator[tuple[slice, NDArray]]:
-        for start in range(0, len(self), BLOCK):
+    def _blocks(self, work: Callable[[slice, NDArray], Any], exact: bool = False) -> Iterator[Any]:
+        """Of each block what `work` makes of its place and values, in their order."""
+
+        def one(start: int) -> Any:
             part = slice(start, start + BLOCK)
             values = self.values[part]
-            yield part, values.astype(np.float64) if exact else values
+            return work(part, values.astype(np.float64) if exact else values)
+
+        return _in_threads(one, range(0, len(self), BLOCK))
 
     def sums(
         self, weights: NDArray, y: NDArray[np.int64], classes: int, exact: bool
     ) -> tuple[float, NDArray[np.float64]]:
         """(cross-entropy, its gradient [columns, f + 1]), both summed over rows."""
-        gradient, loss = np.zeros_like(weights), 0.0
-        for part, values in self._blocks(exact):
+
+        def work(part: slice, values: NDArray) -> tuple[float, NDArray, NDArray]:
             scores = _scores(weights, values, classes)
             own = y[part], np.arange(len(values))
             scores -= scores.max(axis=0)
             mine = scores[own]
             np.exp(scores, out=scores)
             total = scores.sum(axis=0)
-            loss += float((np.log(total) - mine).sum(dtype=np.float64))
+            loss = float((np.log(total) - mine).sum(dtype=np.float64))
             scores /= total
             scores[own] -= 1
             off = scores[-len(weights) :]
-            gradient[:, :-1] += off @ values
-            gradient[:, -1] += off.sum(axis=1, dtype=np.float64)
+            return loss, off @ values, off.sum(axis=1, dtype=np.float64)
+
+        gradient, loss = np.zeros_like(weights), 0.0
+        for more, slopes, shifts in self._blocks(work, exact):
+            loss += more
+            gradient[:, :-1] += slopes
+            gradient[:, -1] += shifts
         return loss, gradient
 
     def curvature(self, weights: NDArray, classes: int) -> NDArray[np.float64]:
         """Hessian [f + 1, f + 1] of the mean cross-entropy in one class's weights, mean of all."""
-        out = np.zeros((self.width + 1, self.width + 1))
-        for _, values in self._blocks(exact=False):
+
+        def work(_: slice, values: NDArray) -> tuple[NDArray, NDArray, float]:
             scores = _scores(weights, values, classes)
             np.exp(scores - scores.max(axis=0), out=scores)
             scores /= scores.sum(axis=0)
             spread = (scores * (1 - scores)).mean(axis=0)
-            spread_values = values * spread[:, None]
-            out[:-1, :-1] += spread_values.T @ values
-            out[:-1, -1] += spread_values.sum(axis=0, dtype=np.float64)
-            out[-1, -1] += spread.sum(dtype=np.float64)
+            wide = values * spread[:, None]
+            return wide.T @ values, wide.sum(axis=0, dtype=np.float64), float(spread.sum())
+
+        out = np.zeros((self.width + 1, self.width + 1))
+        for inner, last, corner in self._blocks(work):
+            out[:-1, :-1] += inner
+            out[:-1, -1] += last
+            out[-1, -1] += corner
         out[-1, :-1] = out[:-1, -1]
         return out / len(self)
 
     def order(self, weights: NDArray, most: int) -> NDArray[np.int64]:
         """Classes of the `most` largest scores, best first, int64 [n, most]."""
         classes = max(2, len(weights))
-        best = [
-            np.argsort(-_scores(weights, values, classes), axis=0, kind="stable")[:most].T
-            for _, values in self._blocks(exact=False)
-        ]
-        return np.concatenate(best)
+
+        def work(_: slice, values: NDArray) -> NDArray:
+            scores = _scores(weights, values, classes)
+            if most == 1:
+                return scores.argmax(axis=0)[:, None]
+            return np.argsort(-scores, axis=0, kind="stable")[:most].T
+
+        return np.concatenate(list(self._blocks(work)))
+
+
+_libraries = cache(ThreadpoolController)
+_pool = cache(ThreadPoolExecutor)
+
+
+def _in_threads(work: Callable[[int], Any], starts: Sequence[int]) -> Iterator[Any]:
+    """`work` of each start, by as many threads as BLAS may use, each product on one of them.
+
+    So the numbers do not depend on how many there are, as BLAS's own threads would make them.
+    """
+    if len(starts) == 1:  # too little to share, and too short to ask
+        yield work(starts[0])
+        return
+    blas = _libraries().select(user_api="blas")
+    threads = max((each["num_threads"] for each in blas.info()), default=1)
+    with blas.limit(limits=1):
+        yield from map(work, starts) if threads == 1 else _pool(threads).map(work, starts)
 
 
 def _scores(weights: NDArray, values: NDArray, classes: int) -> NDArray:
