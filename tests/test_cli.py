@@ -55,6 +55,7 @@ def test_all_steps_of_a_run(cli, runs):
 
     assert cli("extract", *run)[0] == 0
     assert not any((folder / "resume/last.safetensors").exists() for folder in folders)
+    in_one_line(cli("evaluate", *run, "--device", "gpu"), "'gpu'")
     assert cli("evaluate", *run)[0] == 0
     assert cli("diagnose", *run)[0] == 0
     for folder in folders:

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from peregrine.evaluation import streamed
+from peregrine.evaluation import knn, streamed
 from peregrine.evaluation.knn import knn_classify
 
 # Cosines with (1, 0): 1, 0.5, 0.5, -1. Lengths differ to tell cosine from Euclidean distance.
@@ -108,6 +108,31 @@ def test_in_blocks_too(k, monkeypatch):
     expected = reference(train, labels, test, k, 0.07)
     result = knn_classify(train, labels, test, expected, k=k, temperature=0.07, streamed_above=119)
     assert result["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("most", [knn.MOST, 0])  # candidates only, and all in float64
+def test_candidates_hold_the_nearest_with_their_ties(most, monkeypatch):
+    """900 rows, the last 100 of them copies of the first 100, so that many places are tied."""
+    monkeypatch.setattr(knn, "MOST", most)
+    rng = np.random.default_rng(0)
+    train = rng.normal(size=(900, 6)).astype(np.float32)
+    train[800:] = train[:100]
+    test = np.concatenate([train[:50] * 3, rng.normal(size=(250, 6)).astype(np.float32)])
+    unit = [
+        x.astype(float) / np.linalg.norm(x.astype(float), axis=1)[:, None] for x in (train, test)
+    ]
+    cosine = unit[1] @ unit[0].T
+    kth = np.sort(cosine, axis=1)[:, -5]
+    seen = 0
+    for part, near, rows in knn._all(train, test, 5, 64):
+        assert (near.shape[1] == 900) == (most == 0)
+        for i, (values, places) in enumerate(zip(near, rows), part.start):
+            found = places[np.isfinite(values)]
+            assert set(np.flatnonzero(cosine[i] >= kth[i] - 1e-12)) <= set(found)
+            assert (np.diff(found) > 0).all()  # in their order: the earlier of a tie comes first
+            np.testing.assert_allclose(values[np.isfinite(values)], cosine[i][found], atol=1e-14)
+        seen += len(near)
+    assert seen == 300
 
 
 def test_result_is_complete():

@@ -13,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from peregrine.evaluation import linear
 from peregrine.evaluation.linear import few_label_probe, label_share_probe, linear_probe
+from peregrine.evaluation.logistic import Dense, Logistic
 
 GRID = [0.001, 0.01, 0.1, 1.0, 10.0]
 FULL = {"c_grid": GRID, "validation_share": 0.25, "split_seed": 0, "max_iter": 2000}
@@ -213,8 +214,9 @@ def test_warm_starts_reach_what_cold_starts_reach(blobs):
     train_x, train_y, *_ = blobs
     x = StandardScaler().fit_transform(train_x.astype(np.float64))
     fit, held = slice(0, 300), slice(300, 400)
-    model = LogisticRegression(tol=linear.TOLERANCE, max_iter=2000, warm_start=True)
-    hits, converged = linear._path(model, x[fit], train_y[fit], x[held], train_y[held], GRID)
+    model = Logistic(tol=linear.TOLERANCE, max_iter=2000, warm_start=True)
+    parts = Dense(x[fit]), train_y[fit], Dense(x[held]), train_y[held]
+    hits, converged = linear._path(model, *parts, GRID)
     cold = [
         LogisticRegression(C=c, tol=1e-7, max_iter=5000).fit(x[fit], train_y[fit]) for c in GRID
     ]

@@ -226,6 +226,20 @@ def test_evaluations_in_blocks_say_the_same(two_branch, tmp_path):
         assert len(numbers) > 5
 
 
+def test_a_device_that_was_asked_for_says_the_same_and_is_named(two_branch, tmp_path):
+    shutil.copytree(two_branch, tmp_path / "run")
+    evaluate(tmp_path / "run", "corrected", "standard", PROTOCOL, torch.device("cpu"))
+    for kind in ("linear", "knn"):
+        name = f"corrected/{kind}-standard.json"
+        found, expected = read_json(tmp_path / "run" / name), read_json(two_branch / name)
+        made, before = found.pop("provenance"), expected.pop("provenance")
+        assert made.pop("device").startswith("cpu ")
+        assert made == before  # the protocol's digest too
+        if kind == "linear":
+            assert found["all"].pop("streamed") > expected["all"].pop("streamed")
+        assert dict(flat("", found)) == pytest.approx(dict(flat("", expected)))
+
+
 def test_a_method_without_the_released_reading_says_so(two_branch):
     arrays, facts = arrays_of(two_branch, "released")
     assert (arrays, facts["status"]) == ({}, "n/a")

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import softmax
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from peregrine.evaluation import streamed
 from peregrine.evaluation.linear import few_label_probe, label_share_probe, linear_probe
-from peregrine.evaluation.streamed import Logistic, nearest, standardised
+from peregrine.evaluation.logistic import Logistic
+from peregrine.evaluation.streamed import nearest, standardised
 
 COMMON = {"c_grid": [0.001, 0.1, 10.0], "split_seed": 0, "max_iter": 2000}
 
@@ -41,7 +41,7 @@ def test_the_fit_is_stationary_and_that_of_scikit_learn(classes):
     x = scaler.transform(train_x.astype(np.float64))
     x[:, 3] = 0
     # Gradient of the mean cross-entropy plus |W|^2 / (2 C n), written out: 0 at the minimum.
-    weights, intercept = model._weights[:, :-1], model._weights[:, -1]
+    weights, intercept = model.weights[:, :-1], model.weights[:, -1]
     scores = x @ weights.T + intercept
     if classes == 2:
         scores = np.column_stack([np.zeros(480), scores])
@@ -78,8 +78,7 @@ def test_every_probe_is_that_of_all_rows_at_once(classes):
 def test_an_optimiser_that_stops_early_says_so():
     data = overlapping(3)
     rows, _ = standardised(data[0], data[2])
-    with pytest.warns(ConvergenceWarning, match="lbfgs"):
-        Logistic(tol=1e-5, max_iter=1).fit(rows, data[1])
+    assert not Logistic(tol=1e-5, max_iter=1).fit(rows, data[1]).converged
     result = linear_probe(*data, **COMMON | {"max_iter": 1}, validation_share=0.5, streamed_above=9)
     assert result["converged"] is result["converged_path"] is False
 
@@ -88,10 +87,10 @@ def test_a_warm_start_begins_where_the_last_fit_ended():
     data = overlapping(3)
     rows, _ = standardised(data[0], data[2])
     model = Logistic(tol=1e-8, max_iter=5000, warm_start=True).fit(rows, data[1])
-    found = model._weights.copy()
+    found = model.weights.copy()
     model.max_iter = 1
-    model.fit(rows, data[1])  # a cold one would have to go all the way, and warn
-    np.testing.assert_allclose(model._weights, found, atol=1e-6)
+    assert model.fit(rows, data[1]).converged  # a cold one would have to go all the way
+    np.testing.assert_allclose(model.weights, found, atol=1e-6)
 
 
 def test_rows_of_rows_are_read_in_their_order():

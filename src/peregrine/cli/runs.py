@@ -155,20 +155,33 @@ def extract(
 
 @app.command(rich_help_panel=STEPS)
 def evaluate(
-    run: RunId, seed: Seeds, config: Configuration = Path("config"), scale: ScaleName = None
+    run: RunId,
+    seed: Seeds,
+    config: Configuration = Path("config"),
+    scale: ScaleName = None,
+    device: Device = "cpu",
 ) -> None:
     """Linear probe, kNN and clustering on frozen features.
 
-    Writes linear-, knn- and clustering-PROTOCOL.json beside the features.
+    Writes linear-, knn- and clustering-PROTOCOL.json beside the features. On a GPU, where asked
+    for, probe and neighbours are computed by torch; their files name it.
     """
     from peregrine.config.check import READINGS
     from peregrine.config.load import load
     from peregrine.evaluation.evaluate import evaluate as step
 
     project = load(config, scale=scale)
-    for folder in trained(project, run, seed):
+    folders = trained(project, run, seed)
+    place = None
+    if device != "cpu":
+        from peregrine.pretrain.device import pick_device  # torch, only where needed
+
+        place = pick_device(device)
+    if place is not None and place.type == "cpu":  # auto, and there is none
+        place = None
+    for folder in folders:
         for reading in READINGS:
-            step(folder, reading, project.scale.protocol, project.protocol)
+            step(folder, reading, project.scale.protocol, project.protocol, place)
 
 
 @app.command(rich_help_panel=STEPS)

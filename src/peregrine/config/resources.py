@@ -52,7 +52,7 @@ LARGE = {
     ("imagenet1k", "pretrain"): Needs(16_000, LEAST, True),
     ("imagenet100", "extract"): Needs(12_000, 2, True),
     ("imagenet1k", "extract"): Needs(12_000, 8, True),
-    # scikit-learn's copies of 126,689 x 512 in float64; at 1.28 million, blocks on a GPU.
+    # Neighbours' copy of 126,689 x 512 in float64; at 1.28 million, blocks on a GPU.
     ("imagenet100", "evaluate"): Needs(8_000, 12, False),
     ("imagenet1k", "evaluate"): Needs(16_000, 24, True),
     # Singular values of 50,000 x 2048 in float64.

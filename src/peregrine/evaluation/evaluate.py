@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,14 +13,33 @@ from peregrine.evaluation.knn import knn_classify
 from peregrine.evaluation.linear import few_label_probe, label_share_probe, linear_probe
 from peregrine.frozen import UNMEASURED, read_features, write_result
 
+if TYPE_CHECKING:
+    import torch
 
-def evaluate(folder: Path, reading: str, name: str, protocol: Protocol) -> None:
+
+def evaluate(
+    folder: Path,
+    reading: str,
+    name: str,
+    protocol: Protocol,
+    device: "torch.device | None" = None,
+) -> None:
     """Write {reading}/{linear,knn,clustering}-{name}.json of a seed folder.
 
     In the released reading only the clustering, by the codes alone. A run that ended in NaN, and a
     method that does not have the reading, has no features; its files say so and hold no number.
+
+    With a `device`, which the process must hold, probes and neighbours are computed there by torch
+    whatever the number of images; the provenance names it, and "streamed" is true. None leaves that
+    to the protocol's `streamed_above`.
     """
     arrays, facts = read_features(folder, reading)
+    blocks_above = protocol.streamed_above
+    if device is not None:
+        from peregrine.pretrain.device import circumstances  # torch, only where needed
+
+        facts |= {"device": str(circumstances(device)["device"])}
+        blocks_above = 0
     measured = facts["status"] not in UNMEASURED
     if reading == "released":
         result = {"codes": _codes(arrays, protocol)} if measured else {}
@@ -28,12 +48,12 @@ def evaluate(folder: Path, reading: str, name: str, protocol: Protocol) -> None:
     results: dict[str, dict] = {"linear": {}, "knn": {}, "clustering": {}}
     if measured:
         _enough_labels(arrays["train_labels"], folder, name, protocol)
-        results["linear"] = _linear(arrays, protocol)
+        results["linear"] = _linear(arrays, protocol, blocks_above)
         results["knn"] = knn_classify(
             *_splits(arrays),
             k=protocol.knn_k,
             temperature=protocol.knn_temperature,
-            streamed_above=protocol.streamed_above,
+            streamed_above=blocks_above,
         )
         results["clustering"] = _clustering(arrays, protocol)
     for kind, result in results.items():
@@ -69,12 +89,12 @@ def _splits(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
     return tuple(arrays[key] for key in keys)
 
 
-def _linear(arrays: dict[str, np.ndarray], protocol: Protocol) -> dict:
+def _linear(arrays: dict[str, np.ndarray], protocol: Protocol, blocks_above: int) -> dict:
     common = {
         "c_grid": protocol.linear_c_grid,
         "split_seed": protocol.split_seed,
         "max_iter": protocol.linear_max_iter,
-        "streamed_above": protocol.streamed_above,
+        "streamed_above": blocks_above,
     }
     splits, draws = _splits(arrays), protocol.few_label_draws
     share, labels = protocol.linear_validation_share, protocol.few_labels_per_class

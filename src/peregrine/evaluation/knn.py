@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from peregrine.diagnostics.collapse import finite_matrix, label_vector, unit_rows
+from peregrine.diagnostics.collapse import FLOAT32_STEP, finite_matrix, label_vector, unit_rows
 
 SIMILARITY_TIE = 1e-10
 """Cosines this close count as equal. A matrix product gives equal vectors cosines that differ in
@@ -16,6 +16,10 @@ VOTE_TIE = 1e-9
 
 SPARE = 12
 """Neighbours looked at beyond k where features stream: so many may be tied for the last places."""
+
+GROUPS, MOST = 32, 8
+"""Times k: groups of training rows whose maxima bound the k-th largest cosine, and candidates above
+which a block of test rows is settled in float64 as a whole."""
 
 
 def knn_classify(
@@ -59,7 +63,7 @@ def knn_classify(
 
         near_by = in_blocks(train_x, test_x, used + SPARE)
     else:
-        near_by = _all(train_x, test_x, chunk)
+        near_by = _all(train_x, test_x, used, chunk)
     for part, cosine, rows in near_by:
         nearest = np.argpartition(cosine, -used, axis=1)[:, -used:]
         last = np.take_along_axis(cosine, nearest, axis=1).min(axis=1)
@@ -93,12 +97,35 @@ def knn_classify(
 
 
 def _all(
-    train_x: ArrayLike, test_x: ArrayLike, chunk: int
+    train_x: ArrayLike, test_x: ArrayLike, k: int, chunk: int
 ) -> Iterator[tuple[slice, NDArray[np.float64], NDArray[np.int64]]]:
-    """As `streamed.nearest`, of all training rows: (part, cosines [m, n], their rows [m, n])."""
+    """Candidates for the k nearest: (part, cosines [m, w], their rows [m, w]), ties included.
+
+    Who may be one is seen in float32, a third of the time; their cosines are of float64. Rows with
+    fewer candidates than others end in cosines of -inf.
+    """
     train = unit_rows(finite_matrix(train_x, "train features"))
     test = unit_rows(finite_matrix(test_x, "test features"))
+    near, n = train.astype(np.float32), len(train)
+    # Cosines of float32 are off by at most half of this, and so is what they are held against.
+    margin = np.float32((train.shape[1] + 2) * FLOAT32_STEP)
+    groups = min(n, GROUPS * k)
+    size = n // groups
     for start in range(0, len(test), chunk):
         part = slice(start, start + chunk)
-        cosine = test[part] @ train.T
-        yield part, cosine, np.broadcast_to(np.arange(len(train)), cosine.shape)
+        rough = test[part].astype(np.float32) @ near.T
+        # The k-th of the groups' maxima cannot be above the k-th of all.
+        heads = rough[:, : groups * size].reshape(-1, size, groups).max(axis=1)
+        least = np.partition(heads, -k, axis=1)[:, [-k]] - margin
+        rows, columns = np.nonzero(rough >= least)
+        counts = np.bincount(rows)
+        if counts.max() > MOST * k:  # a collapse, or few rows: all are candidates
+            cosine = test[part] @ train.T
+            yield part, cosine, np.broadcast_to(np.arange(n), cosine.shape)
+            continue
+        places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        cosine = np.full((len(rough), counts.max()), -np.inf)
+        cosine[rows, places] = np.einsum("ij,ij->i", test[part][rows], train[columns])
+        candidates = np.zeros(cosine.shape, np.int64)
+        candidates[rows, places] = columns
+        yield part, cosine, candidates

@@ -1,12 +1,11 @@
-"""Linear probes on frozen features: all labels, and few labels. Numpy and scikit-learn; torch for
-data sets so large that features are read in blocks (`streamed`), with the same objective.
+"""Linear probes on frozen features: all labels, and few labels. Numpy; torch where features are
+read in blocks (`streamed`), because there are so many or on a GPU, with the same objective.
 
 Nothing is chosen with the test set: the regularisation C comes from a split of the training set
 (all labels) or from cross-validation inside the labelled subset (few labels), where no other label
 is touched. C is scikit-learn's: the inverse of the L2 penalty on a *sum* over samples.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,11 +13,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 
-from peregrine.diagnostics.collapse import FLOAT32_STEP, finite_matrix, label_vector
+from peregrine.diagnostics.collapse import finite_matrix, label_vector
+from peregrine.evaluation.logistic import Logistic, standardised
 
 TOLERANCE = 1e-5
 """Largest gradient component of the mean loss at which lbfgs stops. At scikit-learn's 1e-4 the weak
@@ -33,9 +31,9 @@ class _Data:
     """What a probe learns from and is judged on.
 
     Attributes:
-        train_x, test_x: standardised, float64 [n, f] and [m, f], or `streamed.Rows` of them.
+        train_x, test_x: standardised rows, `logistic.Dense` or `streamed.Rows`.
         train_y, test_y: indices into `classes`, which are the labels that occur in training.
-        model: LogisticRegression, or what stands in for it on Rows.
+        model: Logistic with the tolerance and steps of the protocol.
     """
 
     train_x: Any
@@ -43,7 +41,7 @@ class _Data:
     test_x: Any
     test_y: NDArray[np.int64]
     classes: NDArray[np.int64]
-    model: Callable[..., Any]
+    model: Callable[..., Logistic]
 
 
 def _data(
@@ -55,14 +53,12 @@ def _data(
     max_iter: int,
 ) -> _Data:
     """Checked data; of more than `streamed_above` training rows the features stay in their file."""
-    streamed = len(train_x) > streamed_above
-    if streamed:
-        from peregrine.evaluation.streamed import Logistic as Model  # torch, only where needed
-        from peregrine.evaluation.streamed import standardised
+    if len(train_x) > streamed_above:
+        from peregrine.evaluation.streamed import standardised as change  # torch, only where needed
     else:
-        Model, standardised = LogisticRegression, _standardised
-        train_x = finite_matrix(train_x, "train features")
-        test_x = finite_matrix(test_x, "test features")
+        change = standardised
+        train_x = _finite(train_x, "train features")
+        test_x = _finite(test_x, "test features")
     if np.shape(train_x)[1:] != np.shape(test_x)[1:]:
         raise ValueError(
             f"test features: {test_x.shape[1]} columns, but {train_x.shape[1]} in training"
@@ -75,20 +71,17 @@ def _data(
     unknown = np.setdiff1d(test_y, classes)
     if unknown.size:
         raise ValueError(f"test labels: class {unknown[0]} does not occur in the training labels")
-    train_x, test_x = standardised(train_x, test_x)
-    model = partial(Model, tol=TOLERANCE, max_iter=max_iter)
+    train_x, test_x = change(train_x, test_x)
+    model = partial(Logistic, tol=TOLERANCE, max_iter=max_iter)
     return _Data(train_x, train_index, test_x, np.searchsorted(classes, test_y), classes, model)
 
 
-def _standardised(train_x: NDArray, test_x: NDArray) -> tuple[NDArray, NDArray]:
-    """Both matrices by mean and standard deviation of `train_x`; a constant column becomes 0.
-
-    Constant means: no more spread than float32 rounding, which would be blown up to unit variance.
-    """
-    mean, sd = train_x.mean(axis=0), train_x.std(axis=0)
-    varies = sd > FLOAT32_STEP * np.abs(train_x).max(axis=0)
-    scale = np.where(varies, 1.0 / np.where(varies, sd, 1.0), 0.0)
-    return (train_x - mean) * scale, (test_x - mean) * scale
+def _finite(x: ArrayLike, name: str) -> NDArray:
+    """`x` as it is; ValueError as of `finite_matrix`, whose copy in float64 is not needed."""
+    matrix = np.asarray(x)
+    if matrix.ndim != 2 or not matrix.size or not np.isfinite(matrix).all():
+        finite_matrix(matrix, name)
+    return matrix
 
 
 def _grid(c_grid: Sequence[float]) -> list[float]:
@@ -98,19 +91,8 @@ def _grid(c_grid: Sequence[float]) -> list[float]:
     return grid
 
 
-def _fit(model: Any, x: Any, y: NDArray) -> bool:
-    """Fits in place; whether lbfgs converged. Its warning becomes the flag; others pass through."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ConvergenceWarning)
-        model.fit(x, y)
-    others = [w for w in caught if not issubclass(w.category, ConvergenceWarning)]
-    for w in others:
-        warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
-    return len(others) == len(caught)
-
-
 def _path(
-    model: Any, fit_x: Any, fit_y: NDArray, held_x: Any, held_y: NDArray, grid: list[float]
+    model: Logistic, fit_x: Any, fit_y: NDArray, held_x: Any, held_y: NDArray, grid: list[float]
 ) -> tuple[NDArray, bool]:
     """Held-out hits for every C of the ascending `grid`, and whether every fit converged.
 
@@ -119,7 +101,8 @@ def _path(
     """
     hits, converged = [], True
     for c in grid:
-        converged &= _fit(model.set_params(C=c), fit_x, fit_y)
+        model.C = c
+        converged &= model.fit(fit_x, fit_y).converged
         hits.append(np.count_nonzero(model.predict(held_x) == held_y))
     return np.array(hits), converged
 
@@ -171,8 +154,7 @@ def linear_probe(
     hits, converged_path = _path(data.model(warm_start=True), *parts, grid)
     chosen = int(np.argmax(hits))  # the first of equals: the smaller C
 
-    model = data.model(C=grid[chosen])
-    converged = _fit(model, data.train_x, data.train_y)
+    model = data.model(C=grid[chosen]).fit(data.train_x, data.train_y)
     accuracy = float(np.mean(model.predict(data.test_x) == data.test_y))
     result = {
         "accuracy": accuracy,
@@ -181,7 +163,7 @@ def linear_probe(
         "c_at_edge": _edge(chosen, grid),
         "c_grid": grid,
         "validation_accuracy": (hits / len(held)).tolist(),
-        "converged": converged,
+        "converged": model.converged,
         "converged_path": converged_path,
         "streamed": len(data.train_y) > streamed_above,
         "n_train": len(data.train_y),
@@ -190,15 +172,9 @@ def linear_probe(
         "classes": len(data.classes),
     }
     if len(data.classes) > 5:
-        top5 = _top5(model, data.test_x) == data.test_y[:, None]
+        top5 = model.order(data.test_x, 5) == data.test_y[:, None]
         result["top5_accuracy"] = float(np.mean(top5.any(axis=1)))
     return result
-
-
-def _top5(model: Any, x: Any) -> NDArray:
-    if isinstance(model, LogisticRegression):
-        return np.argsort(-model.decision_function(x), axis=1, kind="stable")[:, :5]
-    return model.order(x, 5)
 
 
 def few_label_probe(
@@ -288,8 +264,8 @@ def _drawn(
                 new, ok = _path(model, x[~held], y[~held], x[held], y[held], grid)
                 hits, converged_path = hits + new, converged_path and ok
             chosen = int(np.argmax(hits))
-        model = data.model(C=grid[chosen])
-        converged &= _fit(model, x, y)
+        model = data.model(C=grid[chosen]).fit(x, y)
+        converged &= model.converged
         accuracy.append(float(np.mean(model.predict(data.test_x) == data.test_y)))
         chosen_draws.append(chosen)
 

@@ -1,25 +1,23 @@
-"""Linear probe and neighbours over features that stay in their file, in blocks and on a GPU.
+"""Rows for the linear probe, and neighbours, of features that stay in their file or on a GPU.
 
-For data sets above the protocol's `streamed_above`: ImageNet-1k at 2048 features is 10.5 GB, and
-scikit-learn's solver holds several copies in float64. The objective, the solver (L-BFGS-B), its
-tolerance and the numbers (float64) are the same; only the sum over images is taken block by block.
-So there is no learning rate and no number of epochs to choose, and the tests hold both against
-each other. Where half of a GPU's free memory holds the features, they are sent there once.
+For data sets above the protocol's `streamed_above`, and for all where a GPU is asked for:
+ImageNet-1k at 2048 features is 10.5 GB. The objective and the solver are those of `logistic`; only
+the sums over images are taken here, block by block in float64. So there is no learning rate and no
+number of epochs to choose, and the tests hold both against each other. Where half of a GPU's free
+memory holds the features, they are sent there once.
 """
 
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 from torch.nn import functional as F
 
 from peregrine.diagnostics.collapse import FLOAT32_STEP
+from peregrine.evaluation.logistic import Dense
 from peregrine.pretrain.device import pick_device
 
 VALUES = 2**24
@@ -64,6 +62,63 @@ class Rows:
             found = torch.from_numpy(self.values[picks].astype(np.float64)).to(self.device)
         return self.change(found)
 
+    # What `logistic.Dense` has too, in float64.
+
+    precisions = (True,)
+
+    @property
+    def width(self) -> int:
+        return self.values.shape[1]
+
+    def send(self, array: NDArray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def fetch(self, tensor: Tensor) -> NDArray:
+        return tensor.cpu().numpy()
+
+    def compact(self) -> "tuple[Rows | Dense, NDArray[np.float64] | None]":
+        if len(self) >= self.width:
+            return self, None
+        return Dense(self.block(slice(None)).cpu().numpy()).compact()
+
+    def sums(
+        self, weights: Tensor, y: NDArray[np.int64], classes: int, exact: bool
+    ) -> tuple[float, Tensor]:
+        labels = torch.from_numpy(y).to(self.device)
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        gradient = torch.zeros_like(weights)
+        for part in self.parts(2 * classes):
+            block, own = self.block(part), labels[part, None]
+            logs = _scores(weights, block, classes).log_softmax(dim=1)
+            loss -= logs.gather(1, own).sum()
+            off = logs.exp_().scatter_add_(1, own, -torch.ones_like(own, dtype=logs.dtype))
+            gradient[:, :-1] += off[:, -len(weights) :].T @ block
+            gradient[:, -1] += off[:, -len(weights) :].sum(0)
+        return float(loss), gradient
+
+    def curvature(self, weights: Tensor, classes: int) -> Tensor:
+        out = torch.zeros(self.width + 1, self.width + 1, dtype=torch.float64, device=self.device)
+        for part in self.parts(2 * classes + self.width):
+            block = F.pad(self.block(part), (0, 1), value=1.0)
+            shares = _scores(weights, block[:, :-1], classes).softmax(dim=1)
+            out += (block * (shares * (1 - shares)).mean(1, keepdim=True)).T @ block
+        return out / len(self)
+
+    def order(self, weights: NDArray, most: int) -> NDArray[np.int64]:
+        sent, classes = self.send(weights), max(2, len(weights))
+        return np.concatenate(
+            [
+                self.fetch(_scores(sent, self.block(part), classes).topk(most).indices)
+                for part in self.parts(2 * classes)
+            ]
+        )
+
+
+def _scores(weights: Tensor, block: Tensor, classes: int) -> Tensor:
+    """float64 [m, classes] of weights [columns, f + 1], the intercepts last."""
+    scores = torch.addmm(weights[:, -1], block, weights[:, :-1].T)
+    return F.pad(scores, (1, 0)) if len(weights) < classes else scores
+
 
 def _rows(x: ArrayLike, name: str, device: torch.device) -> Rows:
     """All rows, unchanged. ValueError if not a non-empty matrix of finite numbers."""
@@ -90,7 +145,7 @@ def _rows(x: ArrayLike, name: str, device: torch.device) -> Rows:
 def standardised(train_x: ArrayLike, test_x: ArrayLike) -> tuple[Rows, Rows]:
     """Both by mean and standard deviation of `train_x`; a constant column becomes 0.
 
-    What `linear._standardised` does. Raises ValueError on values that are not finite.
+    What `logistic.standardised` does. Raises ValueError on values that are not finite.
     """
     device = pick_device()
     train, test = _rows(train_x, "train features", device), _rows(test_x, "test features", device)
@@ -105,78 +160,6 @@ def standardised(train_x: ArrayLike, test_x: ArrayLike) -> tuple[Rows, Rows]:
         return block.sub_(mean).mul_(scale)
 
     return replace(train, change=change), replace(test, change=change)
-
-
-class Logistic:
-    """scikit-learn's `LogisticRegression(C, tol, max_iter, warm_start)` on `Rows`.
-
-    Minimised is the mean cross-entropy over n rows plus |W|^2 / (2 C n), the intercepts free; of
-    two classes with one column of weights, the scores of the first being 0.
-    """
-
-    def __init__(
-        self, C: float = 1.0, *, tol: float, max_iter: int, warm_start: bool = False
-    ) -> None:
-        self.C, self.tol, self.max_iter, self.warm_start = C, tol, max_iter, warm_start
-        self._weights: NDArray[np.float64] | None = None
-
-    def set_params(self, *, C: float) -> "Logistic":
-        self.C = C
-        return self
-
-    def fit(self, x: Rows, y: NDArray) -> "Logistic":
-        """y [n]: indices into the classes, each of which occurs. Warns where it stops early."""
-        classes, width = int(y.max()) + 1, x.values.shape[1]
-        columns = 1 if classes == 2 else classes
-        labels = torch.from_numpy(np.asarray(y, np.int64)).to(x.device)
-        start = np.zeros((columns, width + 1))
-        if self.warm_start and self._weights is not None:
-            start = self._weights
-
-        def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-            weights = torch.from_numpy(flat).to(x.device).view(columns, width + 1)
-            loss = torch.zeros((), dtype=torch.float64, device=x.device)
-            gradient = torch.zeros_like(weights)
-            for part in x.parts(2 * classes):
-                block, own = x.block(part), labels[part, None]
-                logs = _scores(weights, block).log_softmax(dim=1)
-                loss -= logs.gather(1, own).sum()
-                off = logs.exp_().scatter_add_(1, own, -torch.ones_like(own, dtype=logs.dtype))
-                gradient[:, :-1] += off[:, -columns:].T @ block
-                gradient[:, -1] += off[:, -columns:].sum(0)
-            penalised = weights.clone()
-            penalised[:, -1] = 0
-            strength = 1 / (self.C * len(x))
-            loss = loss / len(x) + strength / 2 * penalised.square().sum()
-            gradient = gradient / len(x) + strength * penalised
-            return float(loss), gradient.flatten().cpu().numpy()
-
-        options = {"maxiter": self.max_iter, "maxls": 50, "gtol": self.tol}
-        options["ftol"] = 64 * np.finfo(float).eps
-        found = minimize(objective, start.ravel(), method="L-BFGS-B", jac=True, options=options)
-        if not found.success:
-            warnings.warn(f"lbfgs: {found.message}", ConvergenceWarning, stacklevel=2)
-        self._weights = found.x.reshape(columns, width + 1)
-        return self
-
-    def order(self, x: Rows, most: int) -> NDArray[np.int64]:
-        """Classes of the `most` largest scores, best first, int64 [n, most]."""
-        weights = torch.from_numpy(self._weights).to(x.device)
-        return np.concatenate(
-            [
-                _scores(weights, x.block(part)).topk(most).indices.cpu().numpy()
-                for part in x.parts(2 * len(weights))
-            ]
-        )
-
-    def predict(self, x: Rows) -> NDArray[np.int64]:
-        return self.order(x, 1)[:, 0]
-
-
-def _scores(weights: Tensor, block: Tensor) -> Tensor:
-    """float64 [m, classes] of weights [columns, f + 1], the intercepts last."""
-    scores = torch.addmm(weights[:, -1], block, weights[:, :-1].T)
-    return F.pad(scores, (1, 0)) if len(weights) == 1 else scores
 
 
 def nearest(
