@@ -45,8 +45,9 @@ def derive(za, zb, off_diagonal=LAMBDA, scale=SCALE, divisor=N):
     return scale * invariance, scale * off_diagonal * redundancy
 
 
-def test_value_and_gradient_equal_the_derivation():
-    z = pair()
+@pytest.mark.parametrize("width", [WIDTH, 2 * N, 20])  # beyond 2 N by way of Gram matrices
+def test_value_and_gradient_equal_the_derivation(width):
+    z = pair(width)
     terms = barlow_twins_loss(*z, off_diagonal=LAMBDA, scale=SCALE)
     expected = derive(*z)
     assert list(terms) == ["invariance", "redundancy"]

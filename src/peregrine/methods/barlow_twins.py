@@ -42,10 +42,17 @@ def barlow_twins_loss(
         raise ValueError(f"embeddings must be two [n, d], not {za.shape} and {zb.shape}")
     with torch.autocast(za.device.type, enabled=False):  # bfloat16 would swallow correlations
         za, zb = (F.batch_norm(z, None, None, training=True) for z in (za, zb))
-        correlation = za.T @ zb / len(za)
-    diagonal = correlation.diagonal()
+        if 2 * len(za) <= za.shape[1]:
+            # |za^T zb|^2 is the sum of the two Gram matrices' product: n x n in place of d x d. At
+            # C_jj = 1 it is d^2 / n at least, so taking d of it away costs no more than one bit.
+            diagonal = (za * zb).mean(dim=0)
+            squares = ((za @ za.T) * (zb @ zb.T)).sum() / len(za) ** 2
+            redundancy = squares - diagonal.square().sum()
+        else:
+            correlation = za.T @ zb / len(za)
+            diagonal = correlation.diagonal()
+            redundancy = (correlation - diagonal.diag()).square().sum()
     invariance = (1 - diagonal).square().sum()
-    redundancy = (correlation - diagonal.diag()).square().sum()
     return {"invariance": scale * invariance, "redundancy": scale * off_diagonal * redundancy}
 
 
