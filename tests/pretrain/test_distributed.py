@@ -109,6 +109,7 @@ def two_steps(case, data, world=ALONE):
             out |= {f"gradient/{n}": p.grad.clone() for n, p in named if p.grad is not None}
         else:
             break
+    world.level(trainer.modules().values())  # every kind of buffer can be sent
     for name, module in trainer.modules().items():
         out |= {f"state/{name}/{key}": value for key, value in module.state_dict().items()}
     return {name: value.detach().numpy() for name, value in out.items()}
