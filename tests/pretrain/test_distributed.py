@@ -132,7 +132,7 @@ def begun(module_and_arguments):
     )
 
 
-def ended(process, seconds=120):
+def ended(process, seconds=300):
     """(exit code, stdout, stderr); whatever lives too long is killed with all its children."""
     try:
         out, err = process.communicate(timeout=seconds)
