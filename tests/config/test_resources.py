@@ -1,10 +1,12 @@
 """What jobs ask for, against the operations of a training counted by hand."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from peregrine.config.load import build_run, load
+from peregrine.config.models import BackboneSpec
 from peregrine.config.resources import (
     LARGE,
     NEEDS,
@@ -97,14 +99,11 @@ def test_processes_are_as_many_as_run_scale_and_gpus_allow():
     assert [processes(each, 8, 2) for each in (alone, parts, plain, vit)] == [1, 2, 2, 2]
 
 
+NETS = get_args(BackboneSpec.model_fields["name"].annotation)
+
+
 @pytest.mark.parametrize(
-    "spec",
-    [
-        {"name": "resnet8", "width": 4},
-        {"name": "resnet18"},
-        {"name": "vit_small"},
-        {"name": "vit_small", "drop_path": 0.1},
-    ],
+    "spec", [*({"name": name} for name in NETS), {"name": "vit_small", "drop_path": 0.1}]
 )
 def test_planning_knows_which_nets_take_images_together(spec):
     """Without torch, from names; here the modules are looked at."""

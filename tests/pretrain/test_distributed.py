@@ -110,6 +110,7 @@ def two_steps(case, data, world=ALONE):
             out |= {f"gradient/{n}": p.grad.clone() for n, p in named if p.grad is not None}
         else:
             break
+    world.level(trainer.modules().values())  # every kind of buffer can be sent
     for name, module in trainer.modules().items():
         out |= {f"state/{name}/{key}": value for key, value in module.state_dict().items()}
     return {name: value.detach().numpy() for name, value in out.items()}
@@ -132,7 +133,7 @@ def begun(module_and_arguments):
     )
 
 
-def ended(process, seconds=120):
+def ended(process, seconds=300):
     """(exit code, stdout, stderr); whatever lives too long is killed with all its children."""
     try:
         out, err = process.communicate(timeout=seconds)

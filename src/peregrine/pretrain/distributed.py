@@ -79,8 +79,9 @@ class World:
         A pass makes r of them (1 - m) r + m s. Starting from 0, a process is left with what its k
         passes add, and (1 - m)^k r + that, process by process, is what one would come to.
         """
-        norms = [each for each in method.modules() if isinstance(each, _BatchNorm)]
-        if self.size == 1 or not norms:
+        modules = method.modules() if self.size > 1 else ()
+        norms = [each for each in modules if isinstance(each, _BatchNorm)]
+        if not norms:
             yield
             return
         # `data`: autograd, which keeps the buffers though training does not use them, is not told.
@@ -217,6 +218,8 @@ def launch(processes: int, arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 
+    # Seconds to end a step and write a checkpoint after a signal; SLURM's profile gives 120.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "100")
     options = ["--standalone", f"--nproc-per-node={processes}", "-m"]
     try:
         main([*options, "--", "peregrine", *arguments])  # or --run would be torchrun's --run-path
