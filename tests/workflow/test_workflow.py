@@ -252,7 +252,7 @@ def test_what_a_rerun_replaces_is_in_the_attic(finished, tmp_path):
         kept = folder / "results/attic" / run.name / seed / "1"
         assert (kept / rest).read_bytes() == before[name] != (folder / name).read_bytes()
         assert (kept / "backbone.safetensors").samefile(
-            folder / name / "../../backbone.safetensors"
+            folder / f"results/runs/{run.name}/{seed}/backbone.safetensors"
         )
     assert [path.name for path in folder.glob("results/attic/*")] == [run.name]
 
