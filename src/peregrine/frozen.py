@@ -112,7 +112,7 @@ def write_result(
         folder, reading: where; `kind` is a key of STEPS.
         protocol: its name and values; of detection the values of its own.
         facts: of the features; of EXTRA those of `weight_facts`, of detection with `images`, the
-            sum of the images that it saw besides; `device`, where not the default computed it.
+            sum of the images that it saw besides.
         result: the numbers.
     """
     name, values = protocol
@@ -124,7 +124,6 @@ def write_result(
     else:
         origin["step"] = fingerprint(STEPS[kind])
         origin |= {"extract": facts["code"], "features": sha256(folder / reading / FEATURES)}
-        origin |= {key: facts[key] for key in ("device",) if key in facts}
     identity = {
         "kind": kind,
         "run": facts["run"],

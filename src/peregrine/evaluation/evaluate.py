@@ -30,15 +30,15 @@ def evaluate(
     method that does not have the reading, has no features; its files say so and hold no number.
 
     With a `device`, which the process must hold, probes and neighbours are computed there by torch
-    whatever the number of images; the provenance names it, and "streamed" is true. None leaves that
-    to the protocol's `streamed_above`.
+    whatever the number of images; "device" names it in their files. None leaves that to the
+    protocol's `streamed_above`.
     """
     arrays, facts = read_features(folder, reading)
-    blocks_above = protocol.streamed_above
+    blocks_above, place = protocol.streamed_above, {}
     if device is not None:
         from peregrine.pretrain.device import circumstances  # torch, only where needed
 
-        facts |= {"device": str(circumstances(device)["device"])}
+        place = {"device": circumstances(device)["device"]}
         blocks_above = 0
     measured = facts["status"] not in UNMEASURED
     if reading == "released":
@@ -48,8 +48,8 @@ def evaluate(
     results: dict[str, dict] = {"linear": {}, "knn": {}, "clustering": {}}
     if measured:
         _enough_labels(arrays["train_labels"], folder, name, protocol)
-        results["linear"] = _linear(arrays, protocol, blocks_above)
-        results["knn"] = knn_classify(
+        results["linear"] = place | _linear(arrays, protocol, blocks_above)
+        results["knn"] = place | knn_classify(
             *_splits(arrays),
             k=protocol.knn_k,
             temperature=protocol.knn_temperature,
