@@ -4,10 +4,10 @@
     python tools/other_versions.py newest .venv-newest tests/methods -x
 
 The lock stays exact, since other versions give other last bits; this asks whether the code works
-with them. Oldest: tools/oldest.txt. Newest: what the index has, the exact pins of pyproject.toml
-let go. Makes a virtual environment of the Python that runs this; takes `uv` where it is on PATH.
-Ends with the exit code of pytest. Tests of the workflow as a whole (tests/workflow, slurm, faults,
-docs) are those of the lock and left out.
+with them. Oldest: tools/oldest.txt, a trial. Newest: what the index has, the exact pins of
+pyproject.toml let go. Makes a virtual environment of the Python that runs this; takes `uv` where it
+is on PATH. Ends with the exit code of pytest. Tests of the workflow as a whole (tests/workflow,
+slurm, faults, docs) are those of the lock and left out.
 """
 
 import re
