@@ -112,14 +112,15 @@ def test_twenty_compiled_steps_are_the_eager_ones_but_for_rounding(
     backbone, method, tolerance, tiny_run, tiny_data, monkeypatch
 ):
     """Mean losses of 5 epochs of 4 steps, relative. ResNet-18 normalises 24 images of 1 px at the
-    end, which enlarges a difference in rounding at every step; ResNet-8 has a moving average."""
+    end, which enlarges a difference in rounding at every step, so its steps are small here: at ten
+    times the rate the two are 2 % apart. ResNet-8 has a moving average."""
     torch.compiler.reset()
     found = {}
     run = tiny_run(
         method,
         backbone=backbone,
         epochs=5,
-        optimizer={"lr": 1e-2 if method == "two_branch" else 1e-3},
+        optimizer={"lr": 1e-2 if method == "two_branch" else 1e-4},
     )
     for choice in ("0", "1"):
         monkeypatch.setenv("PEREGRINE_COMPILE", choice)
