@@ -35,7 +35,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from record import facts, write
+from record import facts, shape, write
 from seeds_together import compare
 
 from peregrine.config.load import build_run, read_yaml
@@ -192,18 +192,6 @@ def epoch(name: str, compiled: bool, given: Namespace) -> dict[str, float]:
         out["peak_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
         out["launches_per_step"] = launches(lambda: next(steps))
     return out
-
-
-def shape(run: Run) -> dict:
-    """What `peregrine status --estimate` must know of a measured rate."""
-    return {
-        "backbone": run.backbone.model_dump(mode="json"),
-        "channels": 3,
-        "views": [[32, 2]],
-        "batch": run.batch_size,
-        "precision": run.precision,
-        "method": run.method,
-    }
 
 
 def launches(step, count: int = 4) -> float:

@@ -26,6 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import record
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -281,7 +282,19 @@ def main() -> None:
             "our_net": given.our_net,
             "steps": {str(width): 4 if given.quick else NETS[width][1] for width in given.widths},
         }
+        rated = {} if given.cpu_time or given.quick else dict(ours_of(results, given.threads))
+        facts |= {"device": record.facts()["device"], "results": rated}
         write_json(given.record / "pretraining.json", facts | {"samples_per_second": results})
+
+
+def ours_of(results: dict[str, dict], threads: int) -> Iterator[tuple[str, dict]]:
+    """Of our rows what `peregrine status --estimate` reads."""
+    for case, rates in results.items():
+        method, width = case.split(", width ")
+        for name in (each for each in rates if each.startswith("ours")):
+            run = settings(method, int(width), NETS[int(width)][0], name.removeprefix("ours, "))
+            rate = {"samples_per_second": statistics.median(rates[name]), "threads": threads}
+            yield f"{case}, {run.precision}", record.shape(run) | rate
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from peregrine.config.models import Run
 from peregrine.files import write_json
+from peregrine.reporting.estimate import work_of
 
 
 def facts(device: str = "cpu") -> dict[str, object]:
@@ -36,6 +38,19 @@ def processor() -> str:
         return next(line.split(": ", 1)[1] for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def shape(run: Run) -> dict:
+    """What `status --estimate` wants to know of a run beside its samples/s."""
+    work = work_of(run)
+    return {
+        "backbone": run.backbone.model_dump(mode="json"),
+        "channels": work.channels,
+        "views": work.views,
+        "batch": work.batch,
+        "precision": work.precision,
+        "method": work.method,
+    }
 
 
 def write(path: Path, machine: dict, settings: dict, results: dict) -> None:

@@ -14,6 +14,7 @@ import multiprocessing
 import statistics
 import time
 
+import record
 import torch
 from pretraining import arguments, hardware, ours, prepared, settings
 
@@ -23,6 +24,7 @@ from peregrine.pretrain.device import keep_memory, native_bfloat16
 
 ARRANGEMENTS = {"1 run, 1 thread": (1, 1), "1 run, 2 threads": (1, 2), "2 runs, 1 thread": (2, 1)}
 """(runs, threads each)."""
+PRECISION = "bfloat16" if native_bfloat16(torch.device("cpu")) else "float32"
 CASES = {(32, 64): 40, (32, 256): 12, (128, 64): 8}
 """Steps that are timed, by width and batch."""
 
@@ -30,8 +32,7 @@ CASES = {(32, 64): 40, (32, 256): 12, (128, 64): 8}
 def child(case: tuple[int, int], threads: int, steps: int, data: Prepared, gate, out) -> None:
     torch.set_num_threads(threads)
     keep_memory()
-    half = "bfloat16" if native_bfloat16(torch.device("cpu")) else "float32"
-    turn = ours(settings("barlow_twins", *case, half), data, steps, time.perf_counter)
+    turn = ours(settings("barlow_twins", *case, PRECISION), data, steps, time.perf_counter)
     gate.wait()
     out.put(case[1] / turn())
 
@@ -54,7 +55,7 @@ def main() -> None:
     given = arguments(__doc__.splitlines()[0]).parse_args()
     facts = hardware([1, 2], ("torch",)) | {"clock": "wall"}
     data = prepared(given.data, given.accept_unverified)
-    results = {}
+    results, rated = {}, {}
     for case, steps in CASES.items():
         rates: dict[str, list[float]] = {name: [] for name in ARRANGEMENTS}
         for _ in range(2 if given.quick else given.repetitions):
@@ -64,7 +65,13 @@ def main() -> None:
         for name, found in rates.items():
             print(f"  {name:16} {statistics.median(found):7,.0f} samples/s", flush=True)
         results[f"width {case[0]}, batch {case[1]}"] = rates
+        run = settings("barlow_twins", *case, PRECISION)
+        for threads in (1, 2):
+            found = rates[f"1 run, {threads} thread{'s' * (threads > 1)}"]
+            rate = {"samples_per_second": statistics.median(found), "threads": threads}
+            rated[f"width {case[0]}, batch {case[1]}, {threads}"] = record.shape(run) | rate
     if given.record:
+        facts |= {"device": record.facts()["device"], "results": {} if given.quick else rated}
         write_json(given.record / "threads.json", facts | {"samples_per_second": results})
 
 

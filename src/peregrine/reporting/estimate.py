@@ -159,7 +159,7 @@ def _records(folder: Path) -> Iterator[Measured]:
         for name, one in results.items() if isinstance(results, dict) and not quick else ():
             try:
                 yield Measured(
-                    device_kind(record),
+                    device_kind({**record, **one}),
                     Work(
                         BackboneSpec(**one["backbone"]),
                         int(one["channels"]),
