@@ -56,6 +56,16 @@ def test_results_of_older_code_are_kept_whole_and_outlive_a_rerun(world, step):
     assert found == before
 
 
+def test_results_of_data_that_are_prepared_again_are_kept(world):
+    """Before `prepare` nobody knows whether the images change; afterwards Snakemake has deleted."""
+    small = world.project.of("toy")["small"]
+    (places.own_folder(world.results, small.id, 1) / "outcome.json").unlink()
+    seeds = [(small.id, seed) for seed in range(3)]
+    assert keep_older(world.project, world.results, seeds, {"another"}) == []
+    found = keep_older(world.project, world.results, seeds, {small.run.dataset.name})
+    assert [place.parent.name for place in found] == ["seed-0", "seed-2"]
+
+
 def test_a_second_change_is_a_second_folder(world):
     CODE["pretrain"] = "of tomorrow"
     run, (first,) = kept(world, [0])

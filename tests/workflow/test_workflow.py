@@ -191,8 +191,9 @@ def test_a_changed_claim_recollects_its_study_only(finished, edit):
     assert not {"prepare", "pretrain", "extract", "evaluate", "diagnose"} & set(plan)
 
 
-def test_the_number_of_processes_is_no_part_of_a_result(finished, edit):
-    edit("config/scales/tiny.yaml", "seeds_per_job", "processes_per_run: 2\nseeds_per_job")
+@pytest.mark.parametrize("key", ["processes_per_run", "seeds_together"])
+def test_the_number_of_processes_is_no_part_of_a_result(key, finished, edit):
+    edit("config/scales/tiny.yaml", "seeds_per_job", f"{key}: 2\nseeds_per_job")
     assert planned(finished) == {}
 
 

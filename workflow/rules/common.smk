@@ -101,16 +101,18 @@ def seed_options(wildcards):
 
 
 def keep_what_is_replaced(jobs):
-    """Results of older code go to the attic: Snakemake deletes the outputs of a job it starts."""
+    """Results of older code or data go to the attic: Snakemake deletes outputs of jobs it starts."""
     from peregrine.reporting.attic import keep_older
 
+    jobs = list(jobs)
+    renewed = {job.wildcards.dataset for job in jobs if "dataset" in job.wildcards.keys()}
     seeds = [
         (wildcards.run, int(seed))
         for wildcards in (job.wildcards for job in jobs if "run" in job.wildcards.keys())
         for seed in (PROJECT.scale.seeds if TOGETHER else [wildcards.seed])
     ]
     try:
-        for place in keep_older(PROJECT, Path(RESULTS), seeds):
+        for place in keep_older(PROJECT, Path(RESULTS), seeds, renewed):
             print(f"Results that a rerun replaces are kept in {place}", file=sys.stderr)
     except UserError as error:
         raise WorkflowError(str(error))
@@ -161,7 +163,8 @@ def published_of_study(wildcards):
 
 
 def study_digest(wildcards):
-    return digest(study_of(wildcards)) + digest(PROJECT.scale, without=("processes_per_run",))
+    circumstances = ("processes_per_run", "seeds_together")
+    return digest(study_of(wildcards)) + digest(PROJECT.scale, without=circumstances)
 
 
 def results_of_study(wildcards):
