@@ -28,6 +28,7 @@ from peregrine.pretrain.checkpoint import Position
 from peregrine.pretrain.distributed import ALONE, join
 from peregrine.pretrain.loop import pretrain
 from peregrine.pretrain.trainer import Trainer
+from peregrine.reporting.status import held
 
 CPU = torch.device("cpu")
 VIEWS = {"count": 2, "size": 8, "crop_scale": [0.5, 1.0], "jitter": 0.5}
@@ -259,8 +260,9 @@ def test_stopped_in_two_processes_and_gone_on_with_in_two_and_in_one(
     assert_same_results(folder, alone)
 
 
-def test_a_signal_to_the_command_is_exit_code_75(project, tiny_config):
-    """Of a training that would take hours."""
+@pytest.fixture
+def endless(project, tiny_config):
+    """(the command at work on a training that would take hours, its folder)."""
     arguments, folder = project
     study = tiny_config / "studies" / "one.yaml"
     study.write_text(study.read_text().replace("epochs: 4", "epochs: 100000"))
@@ -272,10 +274,24 @@ def test_a_signal_to_the_command_is_exit_code_75(project, tiny_config):
     while not (folder / "resume/last.safetensors").exists() and time.monotonic() < until:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
+    return process, folder
+
+
+def test_a_signal_to_the_command_is_exit_code_75(endless):
+    process, _ = endless
     process.send_signal(signal.SIGTERM)
     code, _, err = ended(process)
     assert code == 75, err
     assert err.count("stopped by signal 15; the checkpoint is written") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of it")
+def test_a_killed_command_leaves_no_process_that_holds_the_run(endless):
+    process, folder = endless
+    process.kill()
+    _, _, err = ended(process, 60)  # once no process has its end of the pipes
+    assert err.count("stopped by signal 15; the checkpoint is written") == 1
+    assert not held(folder / "resume/lock")
 
 
 def failures(world):

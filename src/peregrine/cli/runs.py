@@ -81,11 +81,13 @@ def pretrain(
     the same command then goes on from the last checkpoint. Under `torchrun --nproc-per-node N -m`
     N processes train each seed together, as they do by themselves where the scale says so.
     """
-    from peregrine.cli.together import places, train_together
+    from peregrine.cli.together import end_with_parent, places, train_together
     from peregrine.config.load import load
     from peregrine.config.machine import launched, visible_gpus
     from peregrine.config.resources import processes
 
+    if launched():
+        end_with_parent()
     project = load(config, scale=scale)
     chosen = project.run(run)
     project.check_seeds(run, seed)

@@ -82,7 +82,7 @@ def _start(seed: int, options: Sequence[str], threads: int) -> subprocess.Popen:
         env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=_end_with_parent,
+        preexec_fn=end_with_parent,
     )
     child.reader = Thread(target=_relay, args=(child.stderr, seed), daemon=True)
     child.reader.start()
@@ -95,7 +95,7 @@ def _relay(stream: TextIO, seed: int) -> None:
         print(f"seed {seed}: {line}", end="", file=sys.stderr, flush=True)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """A killed parent leaves no training behind that would hold its seed's lock (Linux only)."""
     if sys.platform == "linux":
         LIBC.prctl(DEATH_SIGNAL, signal.SIGTERM)
