@@ -112,6 +112,26 @@ def test_what_is_to_set(cli, cluster, changed, words):
     assert words in told
 
 
+def test_resources_of_a_profile_may_be_lists_as_snakemake_has_them(cli, cluster):
+    text = PROFILE.replace("{pretrain: {gpu: 1}}", "['pretrain:gpu=1', 'pretrain:runtime=30m']")
+    text += "default-resources: [\"slurm_partition='urgent'\", mem_mb=4000]\n"
+    code, out, err = cli("doctor", *cluster(text=text))
+    assert err == ""
+    assert any("GPUs: partition urgent has no gres gpu" in line for line in lines(out, "set"))
+    assert "--time=30 " in out and "--gpus=1 --partition=urgent" in out
+
+
+@pytest.mark.parametrize(
+    "wrong", ["default-resources: 4", "set-resources: [gpu]", "set-resources: {pretrain: 4}",
+              "slurm-init-seconds-before-status-checks: soon"],
+)  # fmt: skip
+def test_a_profile_that_makes_no_sense_is_one_line(cli, cluster, wrong):
+    code, _, err = cli("doctor", *cluster(text=f"{wrong}\n"))
+    assert code == 2
+    assert "not of the form that Snakemake takes" in err
+    assert err.count("\n") == 1
+
+
 def test_accounting_makes_a_short_memory_of_slurm_harmless(cli, cluster):
     options = cluster(config=CONFIG.replace("300 sec", "45 sec"), sacct="true")
     code, out, _ = cli("doctor", *options)

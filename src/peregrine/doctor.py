@@ -31,6 +31,9 @@ RESULTS_GB = 1.0
 SELDOM = 180
 """Seconds between two questions of the plugin where nothing ends for long: it adds ten each time.
 A job that SLURM has forgotten by then is waited for without end."""
+ENTRY = r"(?:(\w+):)?(\w+)=(.*)"
+"""A resource in a list of a profile: rule, where there is one, name and value."""
+NUMBERS = ("retries", "slurm-init-seconds-before-status-checks")
 PATIENCE = 20
 """Seconds that a command of SLURM may take to answer."""
 PROBE_PATIENCE = 300
@@ -63,7 +66,7 @@ def examine(project: Project, profile: Path, submit: bool = False) -> list[Findi
     if not shutil.which("sbatch"):
         return [*findings, Finding("note", "SLURM: none here (no sbatch on PATH), so none asked")]
     try:
-        for found in of_slurm(project, read_yaml(profile / "config.yaml"), submit):
+        for found in of_slurm(project, read_profile(profile / "config.yaml"), submit):
             findings.append(found)
     except CannotLook as reason:
         findings.append(Finding("stop", f"SLURM: {reason}"))
@@ -131,6 +134,36 @@ def _bfloat16_processor() -> bool:
 
 
 # SLURM
+
+
+def read_profile(path: Path) -> dict[str, Any]:
+    """A profile whose resources are mappings; Snakemake also takes lists, of rule:name=value.
+
+    Raises:
+        UserError: neither, or a number that is none.
+    """
+    found = read_yaml(path)
+    try:
+        for key in ("default-resources", "set-resources"):
+            said = found.get(key) or {}
+            found[key] = _of_list(said) if isinstance(said, list) else dict(said)
+        for of_rule in found["set-resources"].values():
+            dict(of_rule or {})
+        for key in NUMBERS:
+            int(found.get(key, 0))
+    except (AttributeError, TypeError, ValueError):
+        keys = ", ".join(("default-resources", "set-resources", *NUMBERS))
+        raise UserError(f"{path}: one of {keys} is not of the form that Snakemake takes") from None
+    return found
+
+
+def _of_list(entries: list[str]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for each in entries:
+        rule, name, value = re.fullmatch(ENTRY, each).groups()
+        place = out.setdefault(rule, {}) if rule else out
+        place[name] = int(value) if value.isdecimal() else value
+    return out
 
 
 def of_slurm(project: Project, profile: Mapping[str, Any], submit: bool) -> Iterator[Finding]:
