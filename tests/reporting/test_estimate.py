@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from peregrine.config.load import load
 from peregrine.config.models import BackboneSpec
 from peregrine.files import read_json, write_json
 from peregrine.nets.flops import forward_flops
@@ -15,6 +16,8 @@ from peregrine.reporting.estimate import (
     FAR,
     Measured,
     Work,
+    device_kind,
+    evaluation_seconds,
     measurements,
     predict,
     train_images,
@@ -145,6 +148,27 @@ def test_status_says_hours_and_what_was_not_measured(cli, tiny_config, tmp_path)
     assert study["training"] == pytest.approx(expected)
     assert (study["seeds"], study["extrapolated"], study["unmeasured"]) == (4, 0, 2)
     assert "(evaluation of 2 runs not measured)" in cli("status", "--estimate")[1]
+
+
+def test_a_rate_of_several_processes_is_of_another_kind_of_device():
+    facts = {"device": "cuda H200", "threads": 1}
+    assert device_kind({**facts, "processes": 1}) == device_kind(facts) == "cuda H200"
+    assert device_kind({**facts, "processes": 4}) == "cuda H200, 4 processes"
+
+
+@pytest.mark.parametrize("names", [("",), (".seed-0",), (".seed-0", ".seed-1"), ("", ".seed-0")])
+def test_seconds_of_a_seed_whichever_seeds_are_evaluated(names, tiny_config, tmp_path):
+    """Two seeds of 30 s each: one job of both takes 60 s."""
+    project = load(tiny_config)
+    run = next(iter(project.runs()))
+    for step in ("extract", "evaluate"):
+        folder = tmp_path / "benchmarks" / step
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / f"{run}{name}.tsv").write_text(f"s\n{30 if name else 60}\n")
+    if names[-1]:
+        (folder / f"{run}.seed-9.tsv").write_text("cut")
+    assert evaluation_seconds(project, tmp_path) == {"digits": pytest.approx(60)}
 
 
 def test_status_alone_imports_no_torch(tiny_config):

@@ -143,9 +143,11 @@ def _finished(manifest: Path) -> Measured:
 
 
 def device_kind(facts: dict[str, Any]) -> str:
-    """`cuda NAME`, or a processor with the number of threads, which decides there."""
-    device = str(facts["device"])
-    return device if device.startswith("cuda") else f"{device}, {_of(facts['threads'], 'thread')}"
+    """`cuda NAME`, or a processor with the number of threads, which decides there; and how many
+    processes shared a run, if several did."""
+    kind, processes = str(facts["device"]), int(facts.get("processes", 1))
+    kind += "" if kind.startswith("cuda") else f", {_of(facts['threads'], 'thread')}"
+    return kind if processes == 1 else f"{kind}, {processes} processes"
 
 
 def _records(folder: Path) -> Iterator[Measured]:
@@ -258,16 +260,25 @@ def evaluation_seconds(project: Project, results: Path) -> dict[str, float]:
     for name, run in project.runs().items():
         total = 0.0
         for step in STEPS:
-            for path in (results / "benchmarks" / step).glob(f"{name}*.tsv"):
-                try:
-                    with path.open(encoding="utf-8") as stream:
-                        spent = float(next(csv.DictReader(stream, delimiter="\t"))["s"])
-                except (OSError, StopIteration, KeyError, TypeError, ValueError):
-                    continue
-                total += spent / seeds  # of one job for all, or of each seed's own
+            folder = results / "benchmarks" / step
+            # A job for each seed, of which some may still be to come, or one for all of them.
+            each = [_spent(path) for path in folder.glob(f"{name}.seed-*.tsv")] or [
+                _spent(path) / seeds for path in folder.glob(f"{name}.tsv")
+            ]
+            known = [spent for spent in each if not math.isnan(spent)]
+            total += statistics.mean(known) if known else 0.0
         if total:
             found.setdefault(run.dataset.name, []).append(total)
     return {name: statistics.median(totals) for name, totals in found.items()}
+
+
+def _spent(path: Path) -> float:
+    """Seconds of a benchmark file of Snakemake; NaN where it cannot be read."""
+    try:
+        with path.open(encoding="utf-8") as stream:
+            return float(next(csv.DictReader(stream, delimiter="\t"))["s"])
+    except (OSError, StopIteration, KeyError, TypeError, ValueError):
+        return math.nan
 
 
 def as_text(project: Project, table: dict[str, list[StudyHours]], known: Sequence[Measured]) -> str:
