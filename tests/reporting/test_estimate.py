@@ -104,10 +104,11 @@ def test_rows_of_the_demo_are_predicted_by_the_others():
 
 
 def test_operations_are_those_of_the_convolutions():
-    """ResNet-8 of width w at 16 px: products at 256, 64 and 16 places, two operations each."""
+    """ResNet-8 of width w at 16 px: products at 256, 64 and 16 places, two operations each. Where a
+    block pools, its second convolution has 16 taps and a quarter of the places."""
     w, c = 8, 1
-    first = 256 * 9 * w * (c + w) + 64 * w * c  # the shortcut comes after pooling
-    second = 64 * 9 * w * w * 2
+    first = 256 * 9 * w * c + 64 * 16 * w * w + 64 * w * c  # the shortcut comes after pooling
+    second = 64 * 9 * w * w + 16 * 16 * w * w
     rest = 16 * 9 * w * w * 4
     assert forward_flops(BackboneSpec(width=w), c, 16) == 2 * (first + second + rest)
     # 0.56 and 4.1 * 10^9 products: the CIFAR form of ResNet-18, and ResNet-50 as published.
