@@ -23,7 +23,8 @@ SCRIPTS = [
 ]
 RULES = [ROOT / "workflow/Snakefile", *sorted((ROOT / "workflow/rules").glob("*.smk"))]
 PLAIN = {
-    "threads",  # a number
+    "threads",  # numbers
+    "params.threads",
     "params.scale",  # a Name
     "params.seeds",  # numbers
     "wildcards.run",  # one of the ids, by wildcard_constraints; each is made of Names

@@ -29,4 +29,5 @@ def out_of_memory(error: Exception) -> bool:
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
         or "DefaultCPUAllocator" in str(error)
+        or str(error).startswith("could not create a ")  # oneDNN, of a buffer or a primitive
     )

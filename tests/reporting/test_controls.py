@@ -32,7 +32,7 @@ FORMS = {
     "no-prior": {"prior_weight": 0.0},
     "no-batch-norm": {"batch_norm": False},
 }
-EPOCHS = {"healthy": 30, "no-prior": 30, "no-batch-norm": 10}  # of 9 steps
+EPOCHS = {"healthy": 30, "no-prior": 60, "no-batch-norm": 10}  # of 9 steps
 KINDS = ("representation", "dimensional", "cluster", "intracluster")
 
 

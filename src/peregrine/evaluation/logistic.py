@@ -228,6 +228,7 @@ class Logistic:
                     objective, point, (exact,), "L-BFGS-B", jac=True, callback=stop, options=options
                 )
                 point, left = found.x, left - found.nit
+                objective(point, exact)  # the last one tried may have been another
             if largest <= self.tol:
                 break
         self.converged = largest <= self.tol
