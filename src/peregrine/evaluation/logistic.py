@@ -11,6 +11,8 @@ the minimum lies. Numpy and scipy only; what rows are, in memory or in a file, i
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -137,19 +139,30 @@ class Dense:
 
 _libraries = cache(ThreadpoolController)
 _pool = cache(ThreadPoolExecutor)
+_workers: ContextVar[int] = ContextVar("threads that share blocks", default=0)
+
+
+@contextmanager
+def _shared() -> Iterator[None]:
+    """BLAS's threads work on blocks inside, each product on one of them.
+
+    So the numbers do not depend on how many there are, as BLAS's own threads would make them; and
+    these, which wait in a loop for the next product, do not take the cores from blocks.
+    """
+    blas = _libraries().select(user_api="blas")
+    threads = max((each["num_threads"] for each in blas.info()), default=1)
+    before = _workers.set(_workers.get() or threads)
+    try:
+        with blas.limit(limits=1):
+            yield
+    finally:
+        _workers.reset(before)
 
 
 def _in_threads(work: Callable[[int], Any], starts: Sequence[int]) -> Iterator[Any]:
-    """`work` of each start, by as many threads as BLAS may use, each product on one of them.
-
-    So the numbers do not depend on how many there are, as BLAS's own threads would make them.
-    """
-    if len(starts) == 1:  # too little to share, and too short to ask
-        yield work(starts[0])
-        return
-    blas = _libraries().select(user_api="blas")
-    threads = max((each["num_threads"] for each in blas.info()), default=1)
-    with blas.limit(limits=1):
+    """`work` of each start, in their order, by as many threads as there are."""
+    with nullcontext() if _workers.get() else _shared():
+        threads = min(_workers.get(), len(starts))
         yield from map(work, starts) if threads == 1 else _pool(threads).map(work, starts)
 
 
@@ -188,7 +201,8 @@ class Logistic:
         classes = int(y.max()) + 1
         if not self.warm_start or self._inner is None:
             self._inner = np.zeros((1 if classes == 2 else classes, rows.width + 1))
-        self._inner = self._minimum(rows, np.asarray(y, np.int64), classes, self._inner)
+        with _shared():
+            self._inner = self._minimum(rows, np.asarray(y, np.int64), classes, self._inner)
         self.weights = self._inner
         if basis is not None:
             self.weights = np.column_stack([self._inner[:, :-1] @ basis.T, self._inner[:, -1]])
