@@ -4,6 +4,7 @@ A file of another kind, run, seed or protocol is refused. One of other weights, 
 values is stale: it is named with the step to rerun, and none of the seed's evaluations is used.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,7 @@ class Origin:
 class Evaluations:
     """Everything that the evaluations of a seed say."""
 
+    made: set[tuple[str, str]] = field(default_factory=set)  # (reading, kind), stale ones too
     values: list[tuple[str, str, float]] = field(default_factory=list)  # reading, metric, value
     code: dict[str, str] = field(default_factory=dict)  # step and file -> its fingerprint
     stale: list[str] = field(default_factory=list)
@@ -69,10 +71,13 @@ def read_evaluations(place: Path, origin: Origin, *, look: bool = False) -> Eval
     """
     out = Evaluations()
     for reading in READINGS:
+        folder = place / reading
+        there = set(os.listdir(folder)) if folder.is_dir() else ()  # one look for all kinds
         for kind in origin.evaluations:
-            path = place / reading / f"{kind}-{origin.protocol}.json"
-            if path.is_file():
-                found = _add(out, path, f"{reading}/{kind}", origin)
+            name = f"{kind}-{origin.protocol}.json"
+            if name in there:
+                out.made.add((reading, kind))
+                found = _add(out, folder / name, f"{reading}/{kind}", origin)
                 if not look:
                     out.values += _values(found, reading, kind)
     if out.stale:

@@ -298,11 +298,7 @@ def read_seed(
         values = []
     elif online is not None and not look:
         values.append(Measurement(*key, "released", "online", ONLINE_PROBE, float(online)))
-    unread = [
-        kind
-        for kind in origin.evaluations
-        if not (place / "corrected" / f"{kind}-{origin.protocol}.json").is_file()
-    ]
+    unread = [kind for kind in origin.evaluations if ("corrected", kind) not in found.made]
     older = _older(origin.method, code, parts)
     older += [f"older code of {step}" for step in found.older]
     notes = [detail] if detail else []
