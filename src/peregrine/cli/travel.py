@@ -13,6 +13,7 @@ def bundle(
     path: Annotated[Path, typer.Argument(help="The bundle to write, such as runs.tar.xz.")],
     run: Annotated[list[str] | None, typer.Option("--run", help="May be repeated.")] = None,
     weights: Annotated[bool, typer.Option("--weights", help="Pack the networks too.")] = False,
+    own: Annotated[bool, typer.Option("--own", help="Leave out what was adopted.")] = False,
     config: Configuration = Path("config"),
     scale: ScaleName = None,
 ) -> None:
@@ -21,7 +22,7 @@ def bundle(
     from peregrine.reporting.bundles import bundle as step
 
     project = load(config, scale=scale)
-    count, others = step(project, Path(project.config.results), path, run or (), weights)
+    count, others = step(project, Path(project.config.results), path, run or (), weights, own)
     for line in others:
         print(f"not packed: {line}")
     size = path.stat().st_size / 2**20

@@ -60,12 +60,20 @@ class Bundle(Model):
 
 
 def bundle(
-    project: Project, results: Path, path: Path, runs: Iterable[str] = (), weights: bool = False
+    project: Project,
+    results: Path,
+    path: Path,
+    runs: Iterable[str] = (),
+    weights: bool = False,
+    own: bool = False,
 ) -> tuple[int, list[str]]:
     """Pack every finished seed of the scale, or of `runs` alone, into `path`.
 
     A seed that collapsed or ended in NaN is finished too. What is adopted is packed as well, except
     that weights which did not come along cannot be.
+
+    Args:
+        own: leave out what is adopted: a bundle of one part of a campaign.
 
     Returns:
         (number of seeds packed, a line for each that was not).
@@ -83,7 +91,7 @@ def bundle(
         if wanted and run not in wanted:
             continue
         for seed in project.scale.seeds:
-            place = seed_folder(results, run, seed)
+            place = own_folder(results, run, seed) if own else seed_folder(results, run, seed)
             state = read_seed(place, cell, seed, project)[0]
             if state.status not in ("finished", "older code", *FAILED):
                 others.append(f"{run}, seed {seed}: {state.status}")

@@ -1,0 +1,103 @@
+"""benchmarks/campaign.py: order, slices that go on, what a step's error leaves, bundles of own seeds."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from peregrine.files import sha256
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "campaign.py"
+SOURCE = Path(__file__).parents[1] / "src"
+
+
+@pytest.fixture
+def begin(cli, tiny_config, tmp_path):
+    """Start the script on the tiny configuration, whose data are prepared."""
+
+    def start(*options):
+        command = [sys.executable, SCRIPT, "--scale", "tiny", "--config", tiny_config, *options]
+        return subprocess.Popen(
+            [*map(str, command)],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(SOURCE)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.fixture
+def campaign(begin):
+    def call(*options):
+        process = begin(*options)
+        out, err = process.communicate(timeout=300)
+        return process.returncode, out, err
+
+    return call
+
+
+def test_all_rows_at_one_seed_before_a_second_and_then_a_bundle(campaign, cli, tmp_path):
+    code, out, err = campaign("one/*", "--seeds", 0, 1, "--bundle", tmp_path / "a.tar.xz")
+    assert (code, err) == (0, "")
+    rows = [line.removeprefix("one-") for line in out.splitlines() if line.endswith(": done")]
+    names = [line.removesuffix(": done") for line in rows]
+    assert [name.rpartition("-")[2] for name in names] == sorted(
+        name.rpartition("-")[2] for name in names
+    )
+    assert not list(tmp_path.glob("results/runs/*/*/*/features.safetensors"))
+    assert "0 seeds left" in out
+    code, out, _ = cli("status")
+    assert code == 0 and "missing" not in out.splitlines()[-2].replace("missing  run", "")
+    before = sha256(tmp_path / "a.tar.xz")
+    code, out, err = campaign("one/*", "--seeds", 0, 1, "--bundle", tmp_path / "b.tar.xz")
+    assert (code, err) == (0, "") and out.startswith("0 of ")
+    assert sha256(tmp_path / "b.tar.xz") == before
+
+
+def test_a_slice_stops_in_time_and_the_next_goes_on(begin, campaign, tiny_config, tmp_path):
+    study = tiny_config / "studies" / "one.yaml"
+    content = yaml.safe_load(study.read_text())
+    content["defaults"]["epochs"] = 400
+    study.write_text(yaml.safe_dump(content))
+    row = ("one/first", "--seeds", 0)
+    process = begin(*row)
+    while not list(tmp_path.glob("results/runs/*/seed-0/resume/*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (75, "") and "1 seeds left" in out
+    code, out, err = campaign(*row, "--seconds", 280)
+    assert (code, err) == (0, "")
+    log = (tmp_path / "results/logs/campaign/one-first-seed-0.log").read_text()
+    assert "epoch 400" in log or "400/400" in log or "finished at epoch 400" in log
+
+
+def test_the_time_given_ends_a_slice(campaign, tmp_path):
+    begun = time.monotonic()
+    code, out, _ = campaign("one/first", "--seeds", 0, "--seconds", 0)
+    assert code == 75 and "1 seeds left" in out
+    assert time.monotonic() - begun < 60
+    assert not list(tmp_path.glob("results/runs/*/*/outcome.json"))
+
+
+def test_a_failing_step_is_told_and_the_others_go_on(campaign, tmp_path):
+    (data,) = tmp_path.glob("results/data/*.safetensors")
+    data.write_bytes(data.read_bytes()[:-8])
+    code, out, err = campaign("one/first", "--seeds", 0, 1)
+    assert (code, err) == (1, "")
+    assert out.count(": code 2, see ") == 2 and "2 seeds left" in out
+
+
+def test_an_unknown_row_is_one_line(campaign):
+    code, out, err = campaign("one/nothing")
+    assert (code, out) == (2, "")
+    assert err == "error: one/nothing: scale tiny has no such STUDY/ROW\n"
