@@ -32,6 +32,7 @@ from lightly_parts import (
     VARIANTS,
 )
 from lightly_parts import METHODS as LIGHTLY
+from record import processor
 from torch import Tensor, nn
 
 from peregrine.config.load import build_run, read_yaml
@@ -284,7 +285,7 @@ def record(
     write_csv(folder / "against_lightly.csv", header, rows)
     names = ("torch", "lightly", "numpy", "scikit-learn", "timm")
     facts = {
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in names},
@@ -298,14 +299,6 @@ def record(
         "results": results,
     }  # fmt: skip
     write_json(folder / "against_lightly.json", facts)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(": ", 1)[1] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def main() -> None:

@@ -33,6 +33,7 @@ def facts(device: str = "cpu") -> dict[str, object]:
 
 
 def processor() -> str:
+    """The processor's name; only its architecture where the system does not say more."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(": ", 1)[1] for line in lines if line.startswith("model name"))

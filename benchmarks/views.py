@@ -29,6 +29,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from record import processor
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
@@ -206,11 +207,6 @@ def on_gpu(spec: list[ViewSpec], batches: list[int], repetitions: int) -> dict[s
 
 
 def hardware(threads: list[int], names: Sequence[str]) -> dict:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        processor = next(x.split(": ", 1)[1] for x in lines if x.startswith("model name"))
-    except (OSError, StopIteration):
-        processor = platform.processor() or platform.machine()
     versions = {}
     for name in names:
         try:
@@ -218,7 +214,7 @@ def hardware(threads: list[int], names: Sequence[str]) -> dict:
         except PackageNotFoundError:
             versions[name] = None
     return {
-        "processor": processor,
+        "processor": processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": threads,

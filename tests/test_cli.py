@@ -149,6 +149,53 @@ def test_what_a_user_may_get_wrong(cli, runs, tiny_config):
     in_one_line(cli("pretrain", *run), "one.yaml", "'epoch'", "did you mean 'epochs'?")
 
 
+@pytest.mark.parametrize("more", [(), ("--seeds-together", 2)])
+def test_a_seed_named_twice_is_refused_before_any_is_trained(cli, runs, more):
+    ids, results = runs
+    seeds = [word for number in (0, 1, 1) for word in ("--seed", number)]
+    in_one_line(cli("pretrain", "--run", ids["first"], *seeds, *more), "--seed 1 is given twice")
+    assert not (results / "runs").exists()
+
+
+TORCHRUN = {
+    "RANK": "1",
+    "LOCAL_RANK": "1",
+    "WORLD_SIZE": "2",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "localhost",
+    "MASTER_PORT": "29500",
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"MASTER_ADDR": None}, "without a valid MASTER_ADDR;"),
+        ({"LOCAL_RANK": None, "LOCAL_WORLD_SIZE": None}, "a valid LOCAL_RANK, LOCAL_WORLD_SIZE;"),
+        ({"RANK": "first"}, "without a valid RANK;"),
+        ({"RANK": "", "WORLD_SIZE": "", "MASTER_PORT": "p"}, "RANK, WORLD_SIZE, MASTER_PORT;"),
+    ],
+)
+def test_a_part_of_torchruns_variables_is_refused(cli, runs, monkeypatch, changed, named):
+    run = ("--run", runs[0]["first"], "--seed", 0)
+    for name, value in (TORCHRUN | changed).items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    in_one_line(cli("pretrain", *run), named, "start it by torchrun, or unset RANK")
+
+
+@pytest.mark.parametrize("given", [{"RANK": "0"}, {"RANK": "0", "WORLD_SIZE": "1"}])
+def test_a_launcher_of_one_process_needs_no_more(cli, runs, monkeypatch, given):
+    for name in TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    code, out, _ = cli("pretrain", "--run", runs[0]["first"], "--seed", 0, "--device", "cpu")
+    assert (code, out.count("finished at epoch 2")) == (0, 1)
+
+
 def test_a_checkpoint_of_another_run_is_one_line(cli, runs):
     ids, results = runs
     folder = results / "runs" / ids["first"]

@@ -8,6 +8,7 @@ import pytest
 from peregrine.config.load import build_run, load
 from peregrine.config.models import BackboneSpec
 from peregrine.config.resources import (
+    IMAGES,
     LARGE,
     NEEDS,
     needs,
@@ -15,7 +16,8 @@ from peregrine.config.resources import (
     processes,
     training_hours,
 )
-from peregrine.data.sources import SOURCES
+from peregrine.data.sources import DIGITS_TRAIN, SOURCES
+from peregrine.data.svhn import UNPACKED
 
 CONFIG = Path(__file__).parents[2] / "config"
 
@@ -41,6 +43,25 @@ def test_hours_follow_images_epochs_views_and_net():
     narrow = run("cifar10", {"name": "resnet8", "width": 64}, 32)
     wide = run("cifar10", {"name": "resnet8", "width": 256}, 32)
     assert training_hours(wide) == pytest.approx(16 * training_hours(narrow))
+
+
+def test_images_are_those_of_the_data_sets():
+    assert set(IMAGES) == set(SOURCES)
+    for name, source in SOURCES.items():
+        if source.folders:
+            assert IMAGES[name] == source.folders.counts["train"]
+    assert IMAGES["digits"] == DIGITS_TRAIN
+    # Bytes of colour images of 32 px, 3,072 each, and fewer of tags.
+    assert IMAGES["svhn"] == UNPACKED // 3072
+
+
+def test_no_limit_is_closer_than_svhns():
+    def hours(dataset):
+        return training_hours(run(dataset, {"name": "resnet18"}, 32))
+
+    assert len({hours(name) for name in SOURCES if not name.startswith("imagenet1")}) == 1
+    assert hours("imagenet100") == pytest.approx(hours("svhn") * 126_689 / 73_257)
+    assert hours("imagenet1k") == pytest.approx(hours("svhn") * 1_281_167 / 73_257)
 
 
 def test_a_slice_is_half_of_a_training_within_bounds():

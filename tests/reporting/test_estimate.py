@@ -10,6 +10,7 @@ import pytest
 
 from peregrine.config.load import load
 from peregrine.config.models import BackboneSpec
+from peregrine.config.resources import IMAGES
 from peregrine.files import read_json, write_json
 from peregrine.nets.flops import forward_flops
 from peregrine.reporting.estimate import (
@@ -117,13 +118,17 @@ def test_operations_are_those_of_the_convolutions():
     assert forward_flops(large, 3, 224) == pytest.approx(8.2e9, rel=0.02)
 
 
-def test_images_of_a_subset(tiny_run, tmp_path):
+def test_images_of_a_subset(tiny_run, tmp_path, monkeypatch):
     def images(**dataset):
         return train_images(tiny_run(dataset=dataset), tmp_path)
 
     assert images(name="cifar10") == 50_000
     assert images(name="cifar10", train_per_class=100) == 1000
     assert images(name="cifar10", validation_per_class=500) == 45_000
+    assert images(name="imagenet100") == 126_689
+    with monkeypatch.context() as changed:
+        changed.delitem(IMAGES, "cifar10")  # one that a user has added: SVHN's number
+        assert images(name="cifar10") == 73_257
     (tmp_path / "data").mkdir()
     write_json(tmp_path / "data" / "cifar10.json", {"counts": {"train": 40}})
     assert images(name="cifar10") == 40

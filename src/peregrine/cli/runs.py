@@ -81,16 +81,19 @@ def pretrain(
     the same command then goes on from the last checkpoint. Under `torchrun --nproc-per-node N -m`
     N processes train each seed together, as they do by themselves where the scale says so.
     """
-    from peregrine.cli.together import end_with_parent, places, train_together
+    from peregrine.cli.together import check_launcher, end_with_parent, places, train_together
     from peregrine.config.load import load
     from peregrine.config.machine import launched, visible_gpus
     from peregrine.config.resources import processes
 
     if launched():
+        check_launcher()
         end_with_parent()
     project = load(config, scale=scale)
     chosen = project.run(run)
     project.check_seeds(run, seed)
+    if len(set(seed)) < len(seed):  # side by side one would wait for the other's lock
+        raise UserError(f"--seed {max(seed, key=seed.count)} is given twice; give each seed once")
     wanted = min(seeds_together or project.scale.seeds_together, len(seed))
     at_once = 1 if launched() else places(wanted, device)
     if at_once > 1:

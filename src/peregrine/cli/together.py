@@ -16,10 +16,13 @@ from typing import TextIO
 
 from peregrine.cli.options import INTERRUPTED
 from peregrine.config.machine import jobs_per_gpu, visible_gpus
+from peregrine.errors import UserError
 
 LIBC = ctypes.CDLL(None)  # loaded before any fork
 DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of Linux's prctl."""
+NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+"""What torchrun tells its processes, beside MASTER_ADDR."""
 
 
 def places(wanted: int, device: str) -> int:
@@ -93,6 +96,17 @@ def _relay(stream: TextIO, seed: int) -> None:
     """Errors of a child, line by line; what it prints otherwise names its seed already."""
     for line in stream:
         print(f"seed {seed}: {line}", end="", file=sys.stderr, flush=True)
+
+
+def check_launcher() -> None:
+    """Raises UserError where several processes are told of, but not all that torchrun tells."""
+    wrong = [name for name in NUMBERS if not os.environ.get(name, "").isdecimal()]
+    wrong += [] if os.environ.get("MASTER_ADDR") else ["MASTER_ADDR"]
+    if wrong and os.environ["WORLD_SIZE"] != "1":
+        raise UserError(
+            "RANK and WORLD_SIZE are set, as torchrun does, but without a valid"
+            f" {', '.join(wrong)}; start it by torchrun, or unset RANK to train in one process"
+        )
 
 
 def end_with_parent() -> None:

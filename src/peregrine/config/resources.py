@@ -1,9 +1,8 @@
 """What a step of a run asks of a machine: memory, time and whether a GPU helps. Estimates.
 
 They are circumstances and change no number, so they are no part of a run. So is the number of
-processes that train it. Asked for in full, they
-would be held against every run alike: CIFAR's needs kill a training on ImageNet, ImageNet's leave
-CIFAR waiting in a queue.
+processes that train it. Asked for in full, they would be held against every run alike: CIFAR's
+needs kill a training on ImageNet, ImageNet's leave CIFAR waiting in a queue.
 """
 
 import math
@@ -11,9 +10,19 @@ from typing import NamedTuple
 
 from peregrine.config.models import Run
 
-IMAGES = {"imagenet1k": 1_281_167, "imagenet100": 126_689}
-OTHER_IMAGES = 73_257
-"""Training images; of the others SVHN has the most."""
+IMAGES = {
+    "digits": 1197,
+    "cifar10": 50_000,
+    "cifar100": 50_000,
+    "fashion_mnist": 60_000,
+    "svhn": 73_257,
+    "imagenette": 9_469,
+    "imagenet100": 126_689,
+    "imagenet1k": 1_281_167,
+}
+"""Training images of whole data sets."""
+OTHER_IMAGES = IMAGES["svhn"]
+"""Of a data set that is not listed: as many as the largest of small images has."""
 COST = {
     "resnet8": (0.27, 32),
     "resnet18": (1.8, 224),
@@ -21,7 +30,9 @@ COST = {
     "vit_small": (4.6, 224),
 }
 """Multiplications of one image in units of 10^9, and at how many px a side: published for the last
-three, counted for the first (width 128). A CIFAR stem keeps 16 times the positions."""
+three, counted for the first (width 128). A CIFAR stem keeps 16 times the positions. ResNet-8 is
+counted with pooling after the convolution; nets/backbones.py pools inside it, with 0.6 times as
+many, which leaves its limits on the safe side."""
 CIFAR_STEM = 16
 RATE = 3e13
 """Operations a second that a training gets out of a GPU: the released code of FALCON got 1.5e13 out
@@ -69,7 +80,8 @@ def training_hours(run: Run) -> float:
     if run.backbone.name == "resnet8":
         cost *= (run.backbone.width / 128) ** 2
     views = sum(view.count * (view.size / side) ** 2 for view in run.views)
-    images = IMAGES.get(run.dataset.name, OTHER_IMAGES)
+    # No limit is closer than SVHN's: it costs nothing, and small data sets end long before it.
+    images = max(IMAGES.get(run.dataset.name, 0), OTHER_IMAGES)
     return 3 * 2e9 * cost * views * images * run.epochs / RATE / 3600
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from peregrine.config.load import Project, read_yaml, validate
 from peregrine.config.models import BackboneSpec, Run
+from peregrine.config.resources import IMAGES, OTHER_IMAGES
 from peregrine.data.sources import SOURCES
 from peregrine.errors import UserError
 from peregrine.files import read_json
@@ -28,16 +29,6 @@ bounds small nets."""
 Flops = Callable[[BackboneSpec, int, int], float]
 """(backbone, channels, side in px) -> operations of a pass forward of one image."""
 
-TRAIN_IMAGES = {
-    "digits": 1197,
-    "cifar10": 50_000,
-    "cifar100": 50_000,
-    "fashion_mnist": 60_000,
-    "svhn": 73_257,
-    "imagenet100": 126_689,
-    "imagenet1k": 1_281_167,
-    "imagenette": 9_469,
-}
 GREY = ("digits", "fashion_mnist")
 STEPS = ("extract", "evaluate", "diagnose", "robustness", "detect")
 """Steps after training whose seconds Snakemake has written down."""
@@ -104,7 +95,7 @@ def train_images(run: Run, results: Path) -> int:
     try:
         images = int(read_json(results / "data" / f"{spec.name}.json")["counts"]["train"])
     except (OSError, UserError, KeyError, TypeError, ValueError):
-        images = TRAIN_IMAGES.get(spec.name, max(TRAIN_IMAGES.values()))
+        images = IMAGES.get(spec.name, OTHER_IMAGES)
     classes = len(SOURCES[spec.name].classes)
     held = classes * (spec.validation_per_class or 0)
     if spec.train_per_class or spec.imbalance > 1:
