@@ -126,6 +126,21 @@ def test_rows_that_the_scale_lacks_rule_out_support(series, verdict):
     assert "not run at scale demo: d" in result["reason"]
 
 
+def test_a_test_of_other_data_leaves_the_verdict_to_the_others():
+    """No row of it is run; rows that are run and have no number do count."""
+    elsewhere = asked("difference", "d", "d", label="elsewhere")
+    result = found([asked("above", threshold=0.3), elsewhere], {"a": {"m": HIGH}})
+    assert [test["verdict"] for test in result["tests"]] == ["supported", "not run"]
+    assert result["verdict"] == "supported @demo"
+    assert "elsewhere: not run at scale demo" in result["reason"]
+    partly = asked("difference", "b", "d")
+    result = found([asked("above", threshold=0.3), partly], {"a": {"m": HIGH}, "b": {"m": HIGH}})
+    assert result["verdict"] == "undecided @demo"
+    result = found([asked("above", threshold=0.3), asked("above", "b")], {"a": {"m": HIGH}})
+    assert result["verdict"] == "undecided @demo"
+    assert found([elsewhere], {"a": {"m": HIGH}})["verdict"] == "not run @demo"
+
+
 def test_a_threshold_without_any_row_is_not_run():
     result = found([asked("above", "d", threshold=0.3)], {"a": {"m": HIGH}})
     assert result["verdict"] == "not run @demo"
@@ -304,7 +319,8 @@ def test_a_row_that_is_not_run_might_have_been_the_one():
     test = asked("above", "abd", threshold=0.3, any_row=True)
     values = {"a": {"m": LOW}, "b": {"m": LOW}}
     assert found([test], values)["verdict"] == "undecided @demo"
-    assert found([test], {"a": {"m": LOW}, "b": {"m": HIGH}})["verdict"] == "undecided @demo"
+    # One is enough, whatever the row that is not run would have shown.
+    assert found([test], {"a": {"m": LOW}, "b": {"m": HIGH}})["verdict"] == "supported @demo"
 
 
 def test_a_claim_with_an_untested_part_is_never_supported():

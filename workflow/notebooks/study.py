@@ -289,9 +289,10 @@ print(f"{compared} cells recomputed, all equal to tables/*.csv to six decimals")
 #
 # A significant number on the claimed side supports, on the other side contradicts; the rest is
 # undecided. A test with a failed seed says what the study declared for that case. A claim needs all
-# of its tests; a contradiction beside a support is mixed; a part without a test, or a row that this
-# scale does not run, rules out "supported". Where a test asks for any row, one that supports it is
-# enough and only all of them contradict it.
+# of its tests; a contradiction beside a support is mixed; a part without a test, or a test of which
+# this scale runs only some rows, rules out "supported". A test of which it runs no row is of other
+# data or another net and has no say. Where a test asks for any row, one that supports it is enough
+# and only all of them contradict it.
 
 
 # %%
@@ -427,11 +428,13 @@ for claim, theirs, said in zip(declared["claims"], claims, printed["claims"]):
     if said["lacking"]:
         page.append([claim["id"], said["lacking"], "", *[np.nan] * 4, ""])
     parts = ("rows", "against", "control", "control_against")
-    named = {row for test in claim["tests"] for part in parts for row in test[part]}
-    has_gap = bool(claim["not_run"]) or not named <= set(declared["rows"])
+    named = [{row for part in parts for row in test[part]} for test in claim["tests"]]
+    here = [i for i, rows in enumerate(named) if rows & set(declared["rows"])]
+    gaps = [i for i in here if named[i] - set(declared["rows"]) and not claim["tests"][i]["any_row"]]
+    has_gap = bool(claim["not_run"] or gaps)
     together = [
         verdict
-        for test in claim["tests"]
+        for test in [claim["tests"][i] for i in here]
         for verdict in parts_of(test, [v for f, v in zip(found, verdicts) if f[0] is test])
     ]
     verdict = f"{claim_verdict(together, has_gap)} @{scale}"

@@ -8,7 +8,7 @@ the other side contradicts, anything else is undecided, with the smallest effect
 seeds could have shown. Verdicts judge the direction at their scale, never a published number.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
@@ -123,16 +123,24 @@ def judge(claim: Claim, evidence: Evidence) -> dict[str, Any]:
     """A claim as it stands in claims.json; numbers rounded to six decimals.
 
     A claim needs all of its tests: one contradiction is enough to contradict it, beside a test
-    that supports it is 'mixed', and a part that no test covers, or a declared row that the scale
-    does not run, keeps it from being 'supported'. Where any row will do, all must contradict.
+    that supports it is 'mixed', and a part that no test covers, or a test of which the scale runs
+    only some rows, keeps it from being 'supported'. A test of which the scale runs no row is of
+    other data or another net: it is named, and the verdict, which is the scale's, is left to the
+    others. Where any row will do, one that supports is enough, and all must contradict.
     `effect` and `interval` are those of the first test with the claim's own verdict.
     """
     findings = _corrected([f for test in claim.tests for f in _measured(test, evidence)])
+    here = [test for test in claim.tests if _present(test, evidence)]
     verdict = _combined(
-        [v for _, part in groupby(findings, lambda f: id(f.test)) for v in _parts(part)]
+        [
+            verdict
+            for _, part in groupby(findings, lambda f: id(f.test))
+            if (of_test := list(part))[0].test in here
+            for verdict in _parts(of_test)
+        ]
     )
-    absent = any(row not in evidence.cells for test in claim.tests for row in _named(test))
-    if verdict == "supported" and (claim.not_run or absent):
+    gaps = any(set(_named(test)) - set(evidence.cells) and not test.any_row for test in here)
+    if verdict == "supported" and (claim.not_run or gaps):
         verdict = "undecided"
     measured = [finding for finding in findings if finding.values]
     lead = next((f for f in measured if f.verdict == verdict), measured[0] if measured else None)
@@ -149,6 +157,11 @@ def judge(claim: Claim, evidence: Evidence) -> dict[str, Any]:
     }
 
 
+def _present(test: Test, evidence: Evidence) -> bool:
+    """Whether the scale runs any row of a test."""
+    return any(row in evidence.cells for row in _named(test))
+
+
 def _reason(claim: Claim, findings: Sequence[Finding]) -> Iterator[str]:
     """What no test covers, then what is to be known of the tests, each note said once."""
     if claim.not_run:
@@ -160,9 +173,8 @@ def _reason(claim: Claim, findings: Sequence[Finding]) -> Iterator[str]:
         yield f"{who}: {note}"
 
 
-def _parts(findings: Iterable[Finding]) -> list[str]:
+def _parts(findings: Sequence[Finding]) -> list[str]:
     """What the findings of one test add to the claim: a verdict each, or one for all of them."""
-    findings = list(findings)
     test, verdicts = findings[0].test, [finding.verdict for finding in findings]
     if not test.any_row or set(verdicts) == {"not run"}:
         return verdicts
