@@ -206,8 +206,7 @@ def load(folder: Path = Path("config"), **overrides: Any) -> Project:
     """
     config = load_config(folder, **overrides)
     scale_path = folder / "scales" / f"{config.scale}.yaml"
-    scale = validate(Scale, read_yaml(scale_path), str(scale_path))
-    _check_name(scale.name, scale_path)
+    scale = read_scale(scale_path)
     for name in scale.studies:
         if not (folder / "studies" / f"{name}.yaml").is_file():
             known = sorted(path.stem for path in (folder / "studies").glob("*.yaml"))
@@ -245,6 +244,23 @@ def _with_detection(cell: Cell, planned: Planned | None) -> Cell:
     where = f"studies/{cell.study}.yaml, row {cell.row}"
     check_backbone(cell.run.backbone.name, planned.chosen.detection.head, where)
     return cell
+
+
+def read_scale(path: Path) -> Scale:
+    """A scale, laid over the one that it is like."""
+    data = read_yaml(path)
+    if isinstance(like := data.get("like"), str):
+        base = path.with_name(f"{like}.yaml")
+        if like == path.stem or not base.is_file():
+            known = sorted(each.stem for each in path.parent.glob("*.yaml") if each != path)
+            raise UserError(f"{path}: like: no other scale '{like}'; {_hint(like, known)}")
+        below = read_yaml(base)
+        if "like" in below:
+            raise UserError(f"{path}: like: scale '{like}' is itself like another; name that one")
+        data = merge(below, data)
+    scale = validate(Scale, data, str(path))
+    _check_name(scale.name, path)
+    return scale
 
 
 def read_study(path: Path) -> Study:
@@ -307,6 +323,7 @@ def resolve(study: Study, scale: Scale, presets: Mapping[str, Any]) -> list[Cell
         layers = (*study.layers(name), scale.run, overlay.run, overlay.row.get(name, {}))
         where = f"studies/{study.name}.yaml, row {name}, with scales/{scale.name}.yaml"
         run = build_run([_expand(layer, presets, where) for layer in layers], where)
+        run = _multiplied(run, scale.times, where)
         more = tuple(kind for kind in sorted(extra) if name in extra[kind])
         cells.append(Cell(study.name, name, row.label, run, run_id(run), more))
     return cells
@@ -325,6 +342,28 @@ def build_run(layers: list[Mapping[str, Any]], where: str) -> Run:
     options = validate(method_options(name), method, f"{where}: method {name}")
     data["method"] = {"name": name, **options.model_dump(mode="json")}
     return validate(Run, data, where)
+
+
+def _multiplied(run: Run, times: Mapping[str, float], where: str) -> Run:
+    """The run with factors on some of its numbers; whole ones have to stay whole."""
+    if not times:
+        return run
+    data = run.model_dump(mode="json")
+    for path, factor in times.items():
+        *folders, last = path.split(".")
+        place: Any = data
+        for part in folders:
+            place = place.get(part) if isinstance(place, dict) else None
+        value = place.get(last) if isinstance(place, dict) else None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"{where}: times: option '{path}' is not a number")
+        product = value * factor
+        if isinstance(value, int):
+            if product != int(product):
+                raise UserError(f"{where}: times: {path} {value} times {factor:g} is not whole")
+            product = int(product)
+        place[last] = product
+    return build_run([data], where)
 
 
 def _expand(layer: Mapping[str, Any], presets: Mapping[str, Any], where: str) -> dict[str, Any]:

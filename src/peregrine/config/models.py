@@ -261,6 +261,9 @@ class Scale(Model):
 
     name: Name
     description: str
+    like: Name | None = Field(
+        None, description="A scale over which this one is laid: it says what differs from it."
+    )
     seeds: tuple[int, ...] = Field(min_length=1)
     seeds_per_job: Literal["all", "one"] = "one"
     seeds_together: int = Field(
@@ -277,6 +280,10 @@ class Scale(Model):
     )
     protocol: Name = "standard"
     run: dict[str, Any] = Field({}, description="Laid over every run.")
+    times: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {},
+        description="Dotted option of every run -> factor, laid over all else: optimizer.lr: 2.",
+    )
     studies: dict[str, StudyOverlay] = {}
     theory: dict[str, Any] = Field({}, description="Laid over the sizes of theory.yaml.")
     detection: Name | None = Field(None, description="A detection of config/detection.yaml.")

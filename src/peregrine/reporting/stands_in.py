@@ -19,7 +19,7 @@ DATA = {"digits": "8 \u00d7 8, enlarged to {} px"}
 
 def stands_in(project: Project, study: Study, config: Path) -> list[list[str]]:
     """[what, study as written, here] of every fact that differs; several values where rows do."""
-    plain = project.scale.model_copy(update={"run": {}, "studies": {}})
+    plain = project.scale.model_copy(update={"run": {}, "studies": {}, "times": {}})
     written = {cell.row: cell for cell in resolve(study, plain, read_yaml(config / "presets.yaml"))}
     here = project.of(study.name)
     trained = [row for row, cell in here.items() if cell.run.epochs]
