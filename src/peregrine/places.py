@@ -3,9 +3,10 @@
     results/runs/RUN/seed-N/     what the steps on this machine have made
     results/adopted/RUN/seed-N/  what a bundle has brought; no step writes there
     results/attic/RUN/seed-N/    what was replaced, a numbered folder each, for the record
+    results/replicates/NAME/RUN/seed-N/   the same seed trained elsewhere, for the noise floor
 
-Results made here win. Snakemake knows no rule for what is adopted, so it neither makes it again
-nor asks for what it was made of.
+Results made here win. A replicate stands for no seed: the noise floor alone reads it. Snakemake
+knows no rule for what is adopted, so it neither makes it again nor asks for what it was made of.
 """
 
 import os
@@ -36,6 +37,17 @@ def seed_folder(results: Path, run: str, seed: int) -> Path:
     if not (own / "outcome.json").is_file() and is_adopted(adopted):
         return adopted
     return own
+
+
+def replicate_folder(results: Path, name: str, run: str, seed: int) -> Path:
+    """Where a bundle has brought the seed under the name of a replicate."""
+    return results / "replicates" / name / run / f"seed-{seed}"
+
+
+def replicates(results: Path, run: str, seed: int) -> dict[str, Path]:
+    """Name -> folder of every replicate of a seed, sorted by name."""
+    found = sorted((results / "replicates").glob(f"*/{run}/seed-{seed}/{ADOPTED}"))
+    return {path.parents[2].name: path.parent for path in found}
 
 
 def is_adopted(folder: Path) -> bool:

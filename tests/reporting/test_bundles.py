@@ -8,7 +8,6 @@ import shutil
 import tarfile
 
 import pytest
-import yaml
 from small_world import World
 
 from peregrine import files, places
@@ -22,13 +21,7 @@ SEEDS = 6  # two rows, three seeds
 def home(tmp_path, fixed_code):
     """Where the results were made."""
     world = World(tmp_path / "home")
-    for cell in world.project.cells:
-        for seed in range(3):
-            folder = world.folder(cell.row, seed)
-            run = yaml.safe_dump(cell.run.model_dump(mode="json"))
-            files.write_text(folder / "run.yaml", run)
-            files.write_text(folder / "timing.csv", "epoch,seconds\n1,2.5\n")
-            files.write_text(folder / "corrected" / "features.safetensors", "large")
+    world.ready_to_pack()
     return world
 
 

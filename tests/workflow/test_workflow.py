@@ -233,6 +233,21 @@ def test_adopted_metrics_complete_a_study_without_a_training(finished, tmp_path)
     assert (there / metrics).read_bytes() == (finished / metrics).read_bytes()
 
 
+def test_a_replicate_that_comes_or_goes_collects_its_study_again(finished, tmp_path):
+    folder, path = tmp_path / "checkout", str(tmp_path / "one.tar.xz")
+    shutil.copytree(finished, folder, symlinks=True)
+    run = min(folder.glob("results/runs/*-falcon-*")).name
+    given = environment() | {"PYTHONPATH": "src"}
+    for step in (["bundle", path, "--run", run], ["adopt", "--replicate", "again", path]):
+        command = [sys.executable, "-m", "peregrine", *step]
+        subprocess.run(command, cwd=folder, env=given, check=True, capture_output=True)
+    plan = planned(folder)
+    assert plan["collect"] == plan["report"] == {"falcon"}
+    assert not {"prepare", "pretrain", "extract", "evaluate", "diagnose", "theory"} & set(plan)
+    shutil.rmtree(folder / "results/replicates")
+    assert planned(folder) == {}
+
+
 def test_what_a_rerun_replaces_is_in_the_attic(finished, tmp_path):
     folder = tmp_path / "checkout"
     shutil.copytree(finished, folder, symlinks=True)

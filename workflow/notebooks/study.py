@@ -456,6 +456,53 @@ for number, figure in enumerate(declared["figures"], start=1):
 if printed["left_out"]["figures"]:
     display(HTML(f"<p>{escape(printed['left_out']['figures'])}</p>"))
 
+# %% [markdown] tags=["noise"]
+# ## Noise floor
+# A replicate is the same run with the same seed, trained again elsewhere. `noise.csv` holds each of
+# its metrics beside ours. Over all pairs of a replicate: root mean square and largest difference.
+# Two trainings of a row with different seeds differ by √2 times the standard deviation over seeds,
+# the square root of the mean variance over the same rows. Compared with `noise_floor.csv`.
+
+# %% tags=["noise"]
+MAIN = ["linear/accuracy", "few/accuracy", "knn/accuracy", "kmeans/ami", "codes/ami"]
+numbers = ["metric", "value", "other", "difference", "seed_sd"]  # of which some are empty
+exactly = {
+    **{"dtype": {"replicate": str}, "float_precision": "round_trip"},
+    **{"keep_default_na": False, "na_values": {name: [""] for name in numbers}},
+}
+pairs = pd.read_csv(folder / "noise.csv", **exactly).dropna(subset=["metric"])
+stated = pd.read_csv(folder / "noise_floor.csv", **exactly)
+here = metrics.set_index(["row", "metric", "reading", "seed"])["value"].to_dict()
+for it in pairs.itertuples():
+    at = f"noise.csv, {it.replicate}, {it.label}, seed {it.seed}, {it.metric}"
+    measured_here = here.get((it.row, it.metric, it.reading, it.seed), np.nan)
+    assert same(measured_here, it.value), f"{at}: {it.value}, but we measured {measured_here}"
+    assert it.difference == it.other - it.value, f"{at}: difference is {it.other - it.value}"
+    assert it.state != "identical" or it.difference == 0, f"{at}: not identical"
+
+counted = pairs[(pairs["reading"] == "corrected") & pairs["state"].isin(["identical", "moved"])]
+floor = []
+for name in pairs["replicate"].unique():
+    for metric in MAIN:
+        of = counted[(counted["replicate"] == name) & (counted["metric"] == metric)]
+        if len(of):
+            moves, rows = of["difference"], of["row"].unique()
+            over_seeds = [x for row in rows if len(x := values(row, metric, "corrected")) > 1]
+            variance = np.mean([x.var(ddof=1) for x in over_seeds]) if over_seeds else np.nan
+            rms = np.sqrt((moves**2).mean())
+            line = [name, metric, len(of), len(rows), rms, moves.abs().max()]
+            floor.append([*line, len(over_seeds), np.sqrt(variance)])
+floor = pd.DataFrame(floor, columns=list(stated.columns))
+assert len(floor) == len(stated), "noise_floor.csv has other lines"
+for key in floor.columns:
+    for it, a, b in zip(floor.itertuples(), floor[key], stated[key]):
+        equal = a == b if isinstance(a, str) else same(a, b)
+        assert equal, f"noise floor, {it.replicate}, {it.metric}: {key} is {a}, not {b}"
+show(floor.assign(between_two_seeds=np.sqrt(2) * floor["seed_sd"]))
+for said in printed["noise"]["read"]:
+    display(HTML(f"<p><b>{escape(said['name'])}.</b> {escape(said['text'])}</p>"))
+print(f"{len(pairs)} pairs and {len(floor)} lines: all equal to noise.csv and noise_floor.csv")
+
 # %% [markdown]
 # ## What is stated, what we assume
 

@@ -15,7 +15,7 @@ from peregrine.config.models import SourceSpec
 from peregrine.config.resources import needs, processes
 from peregrine.data.sources import source
 from peregrine.errors import UserError
-from peregrine.places import is_adopted, seed_folder
+from peregrine.places import ADOPTED, is_adopted, replicates, seed_folder
 
 try:
     PROJECT = load(Path("config"), **config)
@@ -189,6 +189,16 @@ def results_of_study(wildcards):
             here = is_adopted(place)
             wanted += [place / n for n in (*names, *extra) if not here or (place / n).is_file()]
     return list(map(str, wanted))
+
+
+def replicates_of_study(wildcards):
+    """What was adopted for the noise floor: one that comes or goes collects the study again."""
+    return [
+        str(place / ADOPTED)
+        for cell in PROJECT.of(wildcards.study).values()
+        for seed in PROJECT.scale.seeds
+        for place in replicates(Path(RESULTS), cell.id, seed).values()
+    ]
 
 
 # A job asks for a GPU only where there is one; else a laptop would train one run at a time.

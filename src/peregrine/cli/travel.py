@@ -32,14 +32,22 @@ def bundle(
 @app.command(rich_help_panel=TRAVEL)
 def adopt(
     paths: Annotated[list[Path], typer.Argument(help="Bundles, adopted one after the other.")],
+    replicate: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="For the noise floor alone, under this name."),
+    ] = None,
     config: Configuration = Path("config"),
     scale: ScaleName = None,
 ) -> None:
-    """Verify bundles and take their seeds over: a study completes from them without a training."""
+    """Verify bundles and take their seeds over: a study completes from them without a training.
+
+    With --replicate NAME they complete nothing: each seed is compared with the same seed here, and
+    the report says how far numbers move when nothing but the machine changes.
+    """
     from peregrine.config.load import load
     from peregrine.reporting.bundles import adopt as step
 
     project = load(config, scale=scale)
     for path in paths:
-        for line in step(project, Path(project.config.results), path):
+        for line in step(project, Path(project.config.results), path, replicate):
             print(line)

@@ -28,7 +28,15 @@ from peregrine.config.identity import run_id
 from peregrine.config.load import Cell, Project, read_yaml, validate
 from peregrine.config.models import Model, Run
 from peregrine.errors import UserError, refusal
-from peregrine.places import ADOPTED, adopted_folder, own_folder, retire, seed_folder
+from peregrine.places import (
+    ADOPTED,
+    adopted_folder,
+    is_adopted,
+    own_folder,
+    replicate_folder,
+    retire,
+    seed_folder,
+)
 from peregrine.reporting.records import FAILED, read_seed
 
 INDEX = "bundle.json"
@@ -44,6 +52,8 @@ LARGEST = {"metrics": 64 * 2**20, "weights": 16 * 2**30}
 MOST = 200_000
 """Files in a bundle."""
 PIECE = 2**20
+REPLICATE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,63}")
+"""Names of replicates: they are folders."""
 
 
 class Entry(Model):
@@ -144,18 +154,28 @@ def _header(name: str, size: int) -> tarfile.TarInfo:
     return header
 
 
-def adopt(project: Project, results: Path, path: Path) -> list[str]:
+def adopt(project: Project, results: Path, path: Path, replicate: str | None = None) -> list[str]:
     """Verify a bundle and take its seeds over into results/adopted/.
 
     A seed that has results of its own here keeps them. One that was adopted before and differs goes
     to the attic. Nothing is kept of a bundle with a single fault.
 
+    Args:
+        replicate: a name under which its seeds stand beside those of the study, in
+            results/replicates/NAME/, and complete nothing.
+
     Returns:
         A line for each seed on what became of it.
 
     Raises:
-        UserError: no bundle, a changed or foreign one, or a run that no row of the scale has.
+        UserError: no bundle, a changed or foreign one, a run that no row of the scale has, or a
+            name that is none or has another bundle's results of a seed already.
     """
+    if replicate is not None and not REPLICATE.fullmatch(replicate):
+        raise UserError(
+            f"--replicate {replicate!r}: a name has up to 64 letters, digits, dots and dashes,"
+            " and begins with a letter or a digit"
+        )
     hidden = results / "adopted" / f".tmp-{os.getpid()}"
     try:
         hidden.mkdir(parents=True, exist_ok=True)
@@ -164,6 +184,8 @@ def adopt(project: Project, results: Path, path: Path) -> list[str]:
             seeds = sorted({_seed_of(name) for name in index.files})
             for run, seed in seeds:
                 _check(project, hidden, path, index, run, seed)
+            if replicate is not None:
+                return _place_replicate(results, hidden, replicate, seeds)
             return [_place(results, hidden, run, seed) for run, seed in seeds]
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
@@ -264,10 +286,38 @@ def _place(results: Path, hidden: Path, run: str, seed: int) -> str:
         return f"{name}: has results of its own here, which stay"
     new, target = hidden / run / f"seed-{seed}", adopted_folder(results, run, seed)
     said = f"{name}: adopted"
-    if (target / ADOPTED).is_file():
-        if files.read_json(target / ADOPTED)["files"] == files.read_json(new / ADOPTED)["files"]:
+    if is_adopted(target):
+        if _same(new, target):
             return f"{name}: is here already"
         said = f"{name}: adopted; what was here before is in {retire(results, run, seed)}"
     target.parent.mkdir(parents=True, exist_ok=True)
     os.rename(new, target)
     return said
+
+
+def _place_replicate(
+    results: Path, hidden: Path, replicate: str, seeds: Iterable[tuple[str, int]]
+) -> list[str]:
+    """Nothing is replaced: who read a number of a replicate must find it under its name."""
+    lines, moves = [], []
+    for run, seed in seeds:
+        new, target = hidden / run / f"seed-{seed}", replicate_folder(results, replicate, run, seed)
+        here = is_adopted(target)
+        if here and not _same(new, target):
+            raise UserError(
+                f"{target} has other results already; choose another name than '{replicate}',"
+                " or delete that folder"
+            )
+        if not here:
+            moves.append((new, target))
+        said = "is here already" if here else "adopted"
+        lines.append(f"{run}, seed {seed}: {said} as replicate {replicate}")
+    for new, target in moves:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(new, target)
+    return lines
+
+
+def _same(new: Path, target: Path) -> bool:
+    """Whether two adopted folders came with the same files."""
+    return files.read_json(new / ADOPTED)["files"] == files.read_json(target / ADOPTED)["files"]

@@ -15,6 +15,7 @@ from peregrine.config.load import Project
 from peregrine.errors import UserError
 from peregrine.reporting.claims import judge
 from peregrine.reporting.figures import draw_figures
+from peregrine.reporting.noise import write_noise
 from peregrine.reporting.published import published_of
 from peregrine.reporting.records import Evidence, Measurement, SeedRun, read_records
 from peregrine.reporting.tables import TableCell, check_table, overlaid, table_cells
@@ -23,7 +24,8 @@ from peregrine.reporting.tables import TableCell, check_table, overlaid, table_c
 def collect(project: Project, study: str, results: Path, config: Path = Path("config")) -> Path:
     """Write metrics.csv, runs.csv, tables/, claims.json and figures/ of a study.
 
-    Then collected.json, which holds the sums of all of them.
+    Then collected.json, which holds the sums of all of them. Where there are replicates of its
+    seeds, noise.csv and noise_floor.csv too.
 
     Args:
         project: the configuration, at one scale.
@@ -60,6 +62,7 @@ def collect(project: Project, study: str, results: Path, config: Path = Path("co
     for path in (folder / "tables").glob("*.csv"):
         if path not in written:  # of a table that the study has no longer
             path.unlink()
+    written += write_noise(project, study, results, records, folder)
     written += draw_figures(project, study, results)
     methods = sorted({cell.run.method["name"] for cell in cells.values()})
     record = folder / "collected.json"

@@ -8,7 +8,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from peregrine.frozen import NOT_AVAILABLE
 from peregrine.reporting.collect import read_collected
 from peregrine.reporting.document_claims import printed_claim
 from peregrine.reporting.figures import pictures
+from peregrine.reporting.noise import FLOOR, PAIRS, printed_noise
 from peregrine.reporting.published import Cells, Published, published_of
 from peregrine.reporting.scope import Rows, left_out, measured, shown_figures, shown_tables
 from peregrine.reporting.stands_in import stands_in, unverified
@@ -40,6 +41,8 @@ class Collected:
     runs: list[Line]
     claims: list[dict[str, Any]]
     tables: dict[str, list[Line]]
+    pairs: list[Line] = field(default_factory=list)
+    floor: list[Line] = field(default_factory=list)
 
 
 def read_study(folder: Path) -> Collected:
@@ -56,7 +59,8 @@ def read_study(folder: Path) -> Collected:
 
     tables = {Path(name).stem: lines(name) for name in record["files"] if "tables/" in name}
     claims = json.loads((folder / "claims.json").read_text(encoding="utf-8"))
-    return Collected(folder, record, lines("runs.csv"), claims, tables)
+    noise = [lines(name) if name in record["files"] else [] for name in (PAIRS, FLOOR)]
+    return Collected(folder, record, lines("runs.csv"), claims, tables, *noise)
 
 
 def document(project: Project, study: Study, collected: Collected, config: Path) -> dict[str, Any]:
@@ -120,7 +124,8 @@ def document(project: Project, study: Study, collected: Collected, config: Path)
                 for item in sorted(collected.record["files"].items())
                 if not item[0].startswith("figures/")  # drawn from the others
             ],
-        },
+        }
+        | ({"noise": printed_noise(collected.pairs, collected.floor)} if collected.pairs else {}),
     }
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,16 @@ pre { overflow-x: auto; padding: .7em 1em; background: #f6f7f8; border-radius: 4
 
 
 def execute(
-    script: Path, parameters: Mapping[str, Any], folder: Path, title: str
+    script: Path,
+    parameters: Mapping[str, Any],
+    folder: Path,
+    title: str,
+    without: Collection[str] = (),
 ) -> tuple[bytes, bytes]:
     """(ipynb, html) of a jupytext percent script, run in `folder` with `parameters` injected.
+
+    Args:
+        without: tags of cells that are left out.
 
     Raises:
         UserError: a cell failed; the line names its error.
@@ -53,6 +60,9 @@ def execute(
     from papermill.exceptions import PapermillExecutionError
 
     notebook = jupytext.read(script, fmt="py:percent")
+    notebook.cells = [
+        cell for cell in notebook.cells if not set(without) & set(cell.metadata.get("tags", ()))
+    ]
     with tempfile.TemporaryDirectory() as scratch, _private_kernel(Path(scratch)):
         source, executed = Path(scratch, "source.ipynb"), Path(scratch, "executed.ipynb")
         nbformat.write(notebook, source)

@@ -54,7 +54,8 @@ def report(
         "eps": EPS,
         "seeds": list(scale.seeds),
     }
-    notebook, html_page = execute(NOTEBOOK, parameters, target, plan.title)
+    without = () if collected.pairs else ("noise",)
+    notebook, html_page = execute(NOTEBOOK, parameters, target, plan.title, without)
     files.write_bytes(target / f"{study}.ipynb", notebook)
     files.write_bytes(target / f"{study}.html", html_page)
     pdf = compile_pdf(TEMPLATE, target / f"{study}.json", collected.folder / "figures")
