@@ -1,4 +1,4 @@
-"""benchmarks/campaign.py: order, slices that go on, what a step's error leaves, bundles of own seeds."""
+"""benchmarks/campaign.py: order, slices that go on, what a failing step leaves, bundles."""
 
 import os
 import signal

@@ -1,4 +1,5 @@
 import sys
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -198,6 +199,23 @@ def replicates_of_study(wildcards):
         for cell in PROJECT.of(wildcards.study).values()
         for seed in PROJECT.scale.seeds
         for place in replicates(Path(RESULTS), cell.id, seed).values()
+    ]
+
+
+@cache
+def variations():
+    """The scales that are like this one."""
+    return [load(scale=name) for name in PROJECT.variations]
+
+
+def variations_of_study(wildcards):
+    """What was measured at scales like this one: it is shown, and never made by this workflow."""
+    return [
+        str(path)
+        for other in variations()
+        for cell in other.of(wildcards.study).values()
+        for seed in other.scale.seeds
+        for path in sorted(seed_folder(Path(RESULTS), cell.id, seed).glob("corrected/*.json"))
     ]
 
 

@@ -3,6 +3,7 @@ rule collect:
         results=results_of_study,
         published=published_of_study,
         replicates=replicates_of_study,
+        variations=variations_of_study,
     output:
         collected=f"{RESULTS}/{SCALE}/{{study}}/collected.json",
         metrics=f"{RESULTS}/{SCALE}/{{study}}/metrics.csv",

@@ -6,7 +6,7 @@ scale.studies[study].row[row].
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -154,6 +154,8 @@ class Project:
     studies: dict[str, Study]
     cells: tuple[Cell, ...]
     detection: Planned | None = None
+    variations: tuple[str, ...] = ()
+    """Scales that are like this one and say what differs, by name."""
 
     def runs(self) -> dict[str, Run]:
         """All runs by id; a run that several rows share stands once."""
@@ -216,15 +218,19 @@ def load(folder: Path = Path("config"), **overrides: Any) -> Project:
     if scale.protocol not in protocols:
         raise UserError(f"{scale_path}: protocol '{scale.protocol}' is not in protocols.yaml")
     protocol = validate(Protocol, protocols[scale.protocol], f"protocols.yaml: {scale.protocol}")
+    variations = tuple(scales_like(scale_path))
     studies: dict[str, Study] = {}
     cells: list[Cell] = []
     for name in config.studies:
-        study_path = folder / "studies" / f"{name}.yaml"
-        studies[name] = read_study(study_path)
+        study = read_study(folder / "studies" / f"{name}.yaml")
+        if not variations:  # there is nothing that they could show
+            shown = tuple(each for each in study.figures if each.kind != "sensitivity")
+            study = study.model_copy(update={"figures": shown})
+        studies[name] = study
         cells += resolve(studies[name], scale, presets)
     detection = _detection(folder, scale, config)
     cells = [_with_detection(cell, detection) for cell in cells]
-    return Project(config, scale, protocol, studies, tuple(cells), detection)
+    return Project(config, scale, protocol, studies, tuple(cells), detection, variations)
 
 
 def _detection(folder: Path, scale: Scale, config: Config) -> Planned | None:
@@ -261,6 +267,13 @@ def read_scale(path: Path) -> Scale:
     scale = validate(Scale, data, str(path))
     _check_name(scale.name, path)
     return scale
+
+
+def scales_like(path: Path) -> Iterator[str]:
+    """The names of the scales beside `path` that are like it, sorted."""
+    for other in sorted(path.parent.glob("*.yaml")):
+        if other != path and read_yaml(other).get("like") == path.stem:
+            yield other.stem
 
 
 def read_study(path: Path) -> Study:

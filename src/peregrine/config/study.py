@@ -82,6 +82,7 @@ class Figure(Model):
         "map",
         "detections",
         "label_share",
+        "sensitivity",
     ]
     title: str
     caption: str

@@ -129,7 +129,7 @@ def judge(claim: Claim, evidence: Evidence) -> dict[str, Any]:
     others. Where any row will do, one that supports is enough, and all must contradict.
     `effect` and `interval` are those of the first test with the claim's own verdict.
     """
-    findings = _corrected([f for test in claim.tests for f in _measured(test, evidence)])
+    findings = measured(claim, evidence)
     here = [test for test in claim.tests if _present(test, evidence)]
     verdict = _combined(
         [
@@ -142,8 +142,8 @@ def judge(claim: Claim, evidence: Evidence) -> dict[str, Any]:
     gaps = any(set(_named(test)) - set(evidence.cells) and not test.any_row for test in here)
     if verdict == "supported" and (claim.not_run or gaps):
         verdict = "undecided"
-    measured = [finding for finding in findings if finding.values]
-    lead = next((f for f in measured if f.verdict == verdict), measured[0] if measured else None)
+    valued = [finding for finding in findings if finding.values]
+    lead = next((f for f in valued if f.verdict == verdict), valued[0] if valued else None)
     return {
         "id": claim.id,
         "statement": claim.statement,
@@ -152,9 +152,14 @@ def judge(claim: Claim, evidence: Evidence) -> dict[str, Any]:
         "tests": [finding.as_json() for finding in findings],
         "effect": rounded(lead.found.mean) if lead else None,
         "interval": lead.interval if lead else None,
-        "evidence": list(dict.fromkeys(row for finding in measured for row in finding.rows)),
+        "evidence": list(dict.fromkeys(row for finding in valued for row in finding.rows)),
         "reason": " | ".join(_reason(claim, findings)),
     }
+
+
+def measured(claim: Claim, evidence: Evidence) -> list[Finding]:
+    """What the seeds say on each test of a claim, corrected for their number."""
+    return _corrected([f for test in claim.tests for f in _measured(test, evidence)])
 
 
 def _present(test: Test, evidence: Evidence) -> bool:

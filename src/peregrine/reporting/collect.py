@@ -18,6 +18,7 @@ from peregrine.reporting.figures import draw_figures
 from peregrine.reporting.noise import write_noise
 from peregrine.reporting.published import published_of
 from peregrine.reporting.records import Evidence, Measurement, SeedRun, read_records
+from peregrine.reporting.sensitivity import write_sensitivity
 from peregrine.reporting.tables import TableCell, check_table, overlaid, table_cells
 
 
@@ -25,7 +26,8 @@ def collect(project: Project, study: str, results: Path, config: Path = Path("co
     """Write metrics.csv, runs.csv, tables/, claims.json and figures/ of a study.
 
     Then collected.json, which holds the sums of all of them. Where there are replicates of its
-    seeds, noise.csv and noise_floor.csv too.
+    seeds, noise.csv and noise_floor.csv too; where scales are like this one, sensitivity.csv and
+    sensitivity.json.
 
     Args:
         project: the configuration, at one scale.
@@ -63,6 +65,7 @@ def collect(project: Project, study: str, results: Path, config: Path = Path("co
         if path not in written:  # of a table that the study has no longer
             path.unlink()
     written += write_noise(project, study, results, records, folder)
+    written += write_sensitivity(project, plan, results, config, evidence)
     written += draw_figures(project, study, results)
     methods = sorted({cell.run.method["name"] for cell in cells.values()})
     record = folder / "collected.json"

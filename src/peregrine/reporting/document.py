@@ -22,6 +22,7 @@ from peregrine.reporting.figures import pictures
 from peregrine.reporting.noise import FLOOR, PAIRS, printed_noise
 from peregrine.reporting.published import Cells, Published, published_of
 from peregrine.reporting.scope import Rows, left_out, measured, shown_figures, shown_tables
+from peregrine.reporting.sensitivity import TURNS
 from peregrine.reporting.stands_in import stands_in, unverified
 from peregrine.reporting.tables import overlaid
 from peregrine.reporting.words import NO_BREAK, fixed, listed, named, plain, prose
@@ -43,6 +44,7 @@ class Collected:
     tables: dict[str, list[Line]]
     pairs: list[Line] = field(default_factory=list)
     floor: list[Line] = field(default_factory=list)
+    turns: list[dict[str, Any]] = field(default_factory=list)
 
 
 def read_study(folder: Path) -> Collected:
@@ -60,7 +62,8 @@ def read_study(folder: Path) -> Collected:
     tables = {Path(name).stem: lines(name) for name in record["files"] if "tables/" in name}
     claims = json.loads((folder / "claims.json").read_text(encoding="utf-8"))
     noise = [lines(name) if name in record["files"] else [] for name in (PAIRS, FLOOR)]
-    return Collected(folder, record, lines("runs.csv"), claims, tables, *noise)
+    turns = json.loads((folder / TURNS).read_text("utf-8")) if TURNS in record["files"] else []
+    return Collected(folder, record, lines("runs.csv"), claims, tables, *noise, turns)
 
 
 def document(project: Project, study: Study, collected: Collected, config: Path) -> dict[str, Any]:
@@ -125,8 +128,14 @@ def document(project: Project, study: Study, collected: Collected, config: Path)
                 if not item[0].startswith("figures/")  # drawn from the others
             ],
         }
-        | ({"noise": printed_noise(collected.pairs, collected.floor)} if collected.pairs else {}),
+        | ({"noise": printed_noise(collected.pairs, collected.floor)} if collected.pairs else {})
+        | ({"sensitivity": _sensitivity(collected.turns)} if collected.turns else {}),
     }
+
+
+def _sensitivity(turns: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """[claim, what becomes of its tests where one choice is another]."""
+    return [[claim["id"], prose(claim["sentence"])] for claim in turns]
 
 
 def _knobs(project: Project) -> Iterator[tuple[str, Any]]:

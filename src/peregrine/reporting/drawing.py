@@ -18,6 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from peregrine.config.study import Figure, Panel
 from peregrine.reporting.canvas import DOT, MEAN, STYLE, WIDTH, draw_lines, legend, new_canvas
 from peregrine.reporting.drawing_diagnostics import draw_matrices, draw_mixture, draw_queue
+from peregrine.reporting.drawing_sensitivity import draw_sensitivity
 from peregrine.reporting.map import draw_map
 from peregrine.reporting.styles import GREY, Styles
 
@@ -248,4 +249,5 @@ DRAW = {
     "matrices": draw_matrices,
     "map": draw_map,
     "label_share": _label_share,
+    "sensitivity": draw_sensitivity,
 }

@@ -20,10 +20,11 @@ from peregrine.config.study import Figure, Panel, Study
 from peregrine.frozen import EXTRA
 from peregrine.reporting.drawing import render
 from peregrine.reporting.map import map_pixels
-from peregrine.reporting.marks import FIELDS, PIXELS, Box, Mark, Pixel, Source
+from peregrine.reporting.marks import AS_CHOSEN, FIELDS, PIXELS, Box, Mark, Pixel, Source
 from peregrine.reporting.photographs import boxes, sheet
 from peregrine.reporting.records import from_csv
 from peregrine.reporting.scope import measured
+from peregrine.reporting.sensitivity import read_sensitivity
 from peregrine.reporting.statistics import estimate, paired
 from peregrine.reporting.styles import styles
 from peregrine.reporting.words import listed
@@ -57,7 +58,14 @@ def draw_figures(project: Project, study: str, results: Path) -> list[Path]:
     """
     plan, folder = project.study(study), results / project.scale.name / study
     scale = project.scale
-    every = Source(project.of(study), from_csv(folder), results, scale.seeds, scale.protocol)
+    every = Source(
+        project.of(study),
+        from_csv(folder),
+        results,
+        scale.seeds,
+        scale.protocol,
+        tuple(read_sensitivity(folder)),
+    )
     looks = styles(plan, every.cells)
     known = {figure.id for figure in plan.figures}
     for path in (folder / "figures").rglob("*"):  # of a figure that the study has no longer
@@ -196,6 +204,20 @@ def _queue(figure: Figure, source: Source) -> Iterator[Mark]:
                 yield Mark(panel.label, group, cell.label, length, "level", "", mean)
 
 
+def _sensitivity(figure: Figure, source: Source) -> Iterator[Mark]:
+    """A row as chosen, then at each scale like this one."""
+    for panel, group, cell in _present(figure, source):
+        own = source.values(cell.row, panel)
+        yield from _seeds_and_mean(panel, group, cell.label, AS_CHOSEN, own)
+        scale = 100.0 if panel.percent else 1.0
+        found: dict[str, dict[int, float]] = {}
+        for each in source.elsewhere:
+            if (each.row, each.metric, each.reading) == (cell.row, panel.metric, panel.reading):
+                found.setdefault(each.description, {})[each.seed] = scale * each.value
+        for description, values in found.items():
+            yield from _seeds_and_mean(panel, group, cell.label, description, values)
+
+
 def _spectrum(figure: Figure, source: Source) -> Iterator[Mark]:
     for panel, group, cell in _present(figure, source):
         curves = {}
@@ -278,6 +300,7 @@ MARKS: dict[str, Callable[[Figure, Source], Iterator[Mark]]] = {
     "mixture": _mixture,
     "matrices": _matrices,
     "detections": boxes,
+    "sensitivity": _sensitivity,
     "label_share": _label_share,
     "map": lambda figure, source: map_pixels(_present(figure, source), source),
 }

@@ -15,6 +15,7 @@ from peregrine.errors import UserError
 from peregrine.places import seed_folder
 from peregrine.reporting.evaluations import verify
 from peregrine.reporting.records import Records
+from peregrine.reporting.sensitivity import Elsewhere
 
 MATRICES = "corrected/matrices.safetensors"
 
@@ -64,6 +65,9 @@ class Box(NamedTuple):
     value: float | str  # score of what was found
 
 
+AS_CHOSEN = "as chosen"
+"""Where a figure of kind sensitivity has the scale itself."""
+
 PIXELS = ("matrices", "map", "detections")
 """Kinds of figures that show one seed."""
 
@@ -80,6 +84,8 @@ class Source:
     results: Path
     seeds: tuple[int, ...]
     protocol: str
+    elsewhere: tuple[Elsewhere, ...] = ()
+    """What scales like this one have measured, for figures of kind sensitivity."""
 
     def values(self, row: str, panel: Panel, metric: str | None = None) -> dict[int, float]:
         """Seed -> value, in percent where the panel is."""

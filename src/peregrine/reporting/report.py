@@ -54,7 +54,8 @@ def report(
         "eps": EPS,
         "seeds": list(scale.seeds),
     }
-    without = () if collected.pairs else ("noise",)
+    parts = {"noise": collected.pairs, "sensitivity": collected.turns}
+    without = tuple(tag for tag, found in parts.items() if not found)
     notebook, html_page = execute(NOTEBOOK, parameters, target, plan.title, without)
     files.write_bytes(target / f"{study}.ipynb", notebook)
     files.write_bytes(target / f"{study}.html", html_page)

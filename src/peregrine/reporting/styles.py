@@ -25,7 +25,7 @@ RAMPS = (
 )
 """Light, middle, dark: lightness falls along each. The middle, a colour of seaborn's palette
 'colorblind', is that of the group itself."""
-LINES = ("spectrum", "history", "mixture", "queue", "label_share")
+LINES = ("spectrum", "history", "mixture", "queue", "label_share", "sensitivity")
 """Kinds of figures that draw a line for each row."""
 
 SHADES = 5
