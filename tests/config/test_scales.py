@@ -1,0 +1,73 @@
+"""Scales that are like another: what they lay over it, and which of them are refused."""
+
+import pytest
+import yaml
+
+from peregrine.config.load import load
+from peregrine.errors import UserError
+
+SCALE = "scales/tiny.yaml"
+
+
+def edit(folder, name, **content):
+    """Lay values over the top of a file."""
+    path = folder / name
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | content))
+
+
+def other_scale(folder, **content):
+    (folder / "scales" / "other.yaml").write_text(yaml.safe_dump({"name": "other", **content}))
+    return folder
+
+
+def test_a_scale_like_another_says_what_differs(tiny_config):
+    run = {"batch_size": 12, "optimizer": {"lr": 0.1}}
+    edit(tiny_config, SCALE, run=run, studies={"one": {"rows": ["first"]}})
+    other_scale(
+        tiny_config, like="tiny", description="d", seeds=[0], run={"optimizer": {"lr": 0.4}}
+    )
+    project = load(tiny_config, scale="other")
+    assert (project.scale.name, project.scale.seeds) == ("other", (0,))
+    (cell,) = project.cells
+    assert (cell.row, cell.run.batch_size, cell.run.optimizer.lr) == ("first", 12, 0.4)
+
+
+def test_factors_come_after_all_else(tiny_config):
+    lr = {"first": {"optimizer": {"lr": 0.1}}, "nan": {"optimizer": {"lr": 1e29}}}
+    edit(tiny_config, SCALE, studies={"one": {"row": lr}})
+    other_scale(
+        tiny_config, like="tiny", times={"optimizer.lr": 2, "epochs": 1.5, "batch_size": 0.5}
+    )
+    first, nan = load(tiny_config, scale="other").cells
+    assert (first.run.optimizer.lr, nan.run.optimizer.lr) == (0.2, 2e29)
+    assert (first.run.epochs, first.run.batch_size) == (3, 12)
+    plain = load(tiny_config, scale="tiny").cells[0].run
+    assert first.run == plain.model_copy(
+        update={
+            "epochs": 3,
+            "batch_size": 12,
+            "optimizer": plain.optimizer.model_copy(update={"lr": 0.2}),
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"like": "tinny"}, ["other.yaml", "like", "'tinny'", "did you mean 'tiny'?"]),
+        ({"like": "other"}, ["other.yaml", "no other scale 'other'"]),
+        ({"like": "third"}, ["other.yaml", "'third' is itself like another"]),
+        ({"like": "tiny", "times": {"epochs": 0.3}}, ["row first", "epochs 2 times 0.3", "whole"]),
+        ({"like": "tiny", "times": {"views": 2}}, ["row first", "option 'views' is not a number"]),
+        ({"like": "tiny", "times": {"batch": 2}}, ["row first", "option 'batch' is not a number"]),
+        ({"like": "tiny", "times": {"epochs": 0}}, ["other.yaml", "times.epochs", "greater"]),
+    ],
+)
+def test_a_scale_like_nothing_or_times_nonsense_is_refused(tiny_config, content, words):
+    third = {"name": "third", "like": "tiny"}
+    (tiny_config / "scales" / "third.yaml").write_text(yaml.safe_dump(third))
+    with pytest.raises(UserError) as error:
+        load(other_scale(tiny_config, **content), scale="other")
+    text = str(error.value)
+    assert "\n" not in text
+    assert all(word in text for word in words), text
