@@ -15,6 +15,7 @@ from typing import Any
 from peregrine.config.load import load
 from peregrine.reporting.document import tally
 from peregrine.reporting.document_claims import could_show
+from peregrine.reporting.statistics import POWER
 
 ROOT = Path(__file__).parents[1]
 START, END = "<!-- verdicts -->\n", "<!-- /verdicts -->\n"
@@ -46,6 +47,12 @@ def block(root: Path) -> str:
     for claim in found:
         by_verdict.setdefault(claim["verdict"], []).append(claim["id"])
     counted = "; ".join(f"{verdict} {', '.join(ids)}" for verdict, ids in by_verdict.items())
+    if others:
+        lines += [
+            "In brackets: the smallest true effect that the seeds would have shown, with"
+            f" {POWER:.0%} power; of several tests, that of the most and of the least able.",
+            "",
+        ]
     again = "`make demo`, `make published` for the other columns" if others else "`make demo`"
     lines += [f"To regenerate: {again}, then `make readme`.", ""]
     lines += [f"Statements of FALCON's theory, by minimisation without a backbone: {counted}."]

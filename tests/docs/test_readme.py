@@ -133,6 +133,7 @@ def test_the_table_has_a_column_for_each_scale_that_is_published(tmp_path):
     shown = "undecided (could show 1.2 points)"
     assert rows["A1"] == ["undecided", shown, "\u2013"]
     assert rows["B7"] == ["undecided", "\u2013", shown]
+    assert "that the seeds would have shown, with 80% power;" in text
     assert "`make published`" in text and "supported T1; mixed T2." in text
     readme.main(["--check"], root)
     path = root / "reports/published/cpu/falcon/claims.json"
