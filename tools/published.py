@@ -28,6 +28,9 @@ def one(root: Path, scale: str, check: bool) -> int:
     print("\n  ".join([f"{scale}: {_summary(len(lines), check)}", *lines]))
     if check and lines:
         print(f"type `make published SCALE={scale}`, look at what it changes and commit it")
+    if not check:
+        size = sum(snapshots.packed(path) for path in folder.rglob("*") if path.is_file())
+        print(f"{scale}: {size / 1e6:.1f} MB with its bundles, compressed as git keeps them")
     return int(check and bool(lines))
 
 

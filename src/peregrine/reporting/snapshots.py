@@ -10,6 +10,7 @@ results and reports share one folder, so that every path in a notebook is a rela
 in the repository too, and of config.yaml only the list of studies counts.
 """
 
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from peregrine.reporting.report import index, report
 BUNDLES, MANIFEST, END = "bundles", "manifest.json", ".tar.xz"
 
 LARGEST = 8 * 10**6
-"""Bytes of a whole snapshot with its bundles: a repository keeps every version for ever."""
+"""Bytes of a whole snapshot with its bundles, as git keeps them: compressed, and for ever."""
 
 LARGEST_DATA = 100_000
 """Bytes of a file of figures/data/ that is kept: those of pictures of matrices have megabytes."""
@@ -90,7 +91,7 @@ def make(config: Path, folder: Path, scratch: Path) -> Path:
         report(project, study, scratch, scratch, config)
     index(project, scratch, scratch)
     made = scratch / scale
-    left_out = _leave_out(made, project, bundles)
+    left_out = _leave_out(made, project)
     _write_manifest(made, project, scratch, config, seeds, left_out)
     _check_size(folder, [*_files(made).values(), *bundles])
     return made
@@ -155,12 +156,10 @@ def _adopted(project: Project, results: Path) -> Iterator[tuple[Cell, int, Path]
                 yield cell, seed, place
 
 
-def _leave_out(made: Path, project: Project, bundles: Sequence[Path]) -> dict[str, str]:
-    """Delete what a reader of the reports does not miss; the sums of it.
+def _leave_out(made: Path, project: Project) -> dict[str, str]:
+    """Delete figures that no report shows and long files of figures/data; the sums of them.
 
-    That is figures that no report shows, long files of figures/data, and, where the snapshot is
-    still too large, all PNGs, which pages and notebooks hold. collected.json then names what is
-    left: with the PNGs, the notebook can be run again in its place.
+    collected.json then names what is left, so that the notebook can be run again in its place.
     """
     gone: dict[str, str] = {}
 
@@ -175,8 +174,6 @@ def _leave_out(made: Path, project: Project, bundles: Sequence[Path]) -> dict[st
         every = [path for path in (made / study / "figures").rglob("*") if path.is_file()]
         drop(path for path in every if path.stem not in shown)
     drop(p for p in made.glob("*/figures/data/*.csv") if p.stat().st_size > LARGEST_DATA)
-    if _bytes([*_files(made).values(), *bundles]) > LARGEST:
-        drop(made.glob("*/figures/*.png"))
     for study in project.studies:
         path = made / study / "collected.json"
         record = files.read_json(path)
@@ -320,18 +317,22 @@ def _files(folder: Path, all_of_it: bool = False) -> dict[str, Path]:
     return {n: p for n, p in found.items() if all_of_it or not n.startswith(f"{BUNDLES}/")}
 
 
-def _bytes(paths: Iterable[Path]) -> int:
-    return sum(path.stat().st_size for path in paths)
+def packed(path: Path) -> int:
+    """Bytes of a file as git keeps it, about; a bundle is compressed already."""
+    size = path.stat().st_size
+    return size if path.name.endswith(END) else min(size, len(zlib.compress(path.read_bytes())))
 
 
 def _check_size(folder: Path, paths: Sequence[Path]) -> None:
     """Raises UserError, with the largest files, where they are more than a snapshot may have."""
-    total = _bytes(paths)
+    sizes = {path: packed(path) for path in paths}
+    total = sum(sizes.values())
     if total <= LARGEST:
         return
-    largest = sorted(paths, key=lambda path: (-path.stat().st_size, path.name))[:5]
-    named = ", ".join(f"{path.name} {path.stat().st_size / 1e6:.1f} MB" for path in largest)
+    largest = sorted(paths, key=lambda path: (-sizes[path], path.name))[:5]
+    named = ", ".join(f"{path.name} {sizes[path] / 1e6:.1f}" for path in largest)
     raise UserError(
-        f"{folder} would have {total / 1e6:.1f} MB, more than {LARGEST / 1e6:g}: {named}, ...;"
-        " publish fewer rows of the scale, or raise LARGEST in peregrine/reporting/snapshots.py"
+        f"{folder} would have {total / 1e6:.1f} MB, compressed, which is more than"
+        f" {LARGEST / 1e6:g}: {named}, ...; publish fewer rows of the scale, or raise LARGEST in"
+        " peregrine/reporting/snapshots.py"
     )
