@@ -6,7 +6,7 @@ CORES ?= all
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)/src
 
-.PHONY: demo test test-oldest test-newest lint format schema readme lock clean
+.PHONY: demo test test-oldest test-newest lint format schema published readme lock clean
 
 demo: $(VENV)/installed  ## studies and theory at demo scale: three PDFs in reports/demo/
 	snakemake --cores $(CORES)
@@ -32,14 +32,18 @@ format: $(VENV)/installed
 schema: $(VENV)/installed  ## workflow/schemas from the models
 	python -m peregrine schema > workflow/schemas/config.schema.json
 
-readme: $(VENV)/installed  ## README.md's verdicts from a finished demo
+published: $(VENV)/installed  ## reports/published/ from its bundles: SCALE=cpu for one, CHECK=1 to compare
+	python tools/published.py $(if $(SCALE),--scale $(SCALE)) $(if $(CHECK),--check)
+
+readme: $(VENV)/installed  ## README.md's verdicts from a finished demo and from reports/published/
 	python tools/readme.py
 
 lock:  ## requirements.lock and the conda environments from pyproject.toml; needs uv
 	$(PYTHON) tools/lock.py
 
-clean:  ## everything that make or snakemake wrote, data and trained runs included
-	rm -rf $(VENV) .venv-oldest .venv-newest results reports/demo reports/cpu reports/paper report.html .snakemake .pytest_cache .ruff_cache .hypothesis
+clean:  ## everything that make or snakemake wrote, data and trained runs included; not reports/published/
+	rm -rf $(VENV) .venv-oldest .venv-newest results report.html .snakemake .pytest_cache .ruff_cache .hypothesis
+	test ! -d reports || find reports -mindepth 1 -maxdepth 1 ! -name published -exec rm -rf {} +
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The lock is complete, so pip needs no resolver; the marker is written last, after a whole install.

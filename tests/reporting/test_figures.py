@@ -1,11 +1,14 @@
 """Figures: the plotted numbers are derived here by hand; pictures are compared as bytes."""
 
 import csv
+import io
 import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 
 from peregrine.config.load import load
@@ -247,6 +250,27 @@ def test_small_print_takes_no_room_from_the_axes(by_row):
         for lines in (2, 10)
     ]
     assert heights[1] - heights[0] == pytest.approx(8 * 0.11 * 200, abs=2)
+
+
+def in_palette(pixels: np.ndarray) -> tuple[Image.Image, np.ndarray]:
+    """A picture [h, w, 3] as it is kept: itself, and its pixels."""
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, "PNG")
+    kept = Image.open(io.BytesIO(drawing._in_256_colours(png)))
+    return kept, np.asarray(kept.convert("RGB"))
+
+
+def test_a_picture_is_kept_in_256_colours_which_are_close_to_its_own():
+    """One of 200 colours is itself; one of 4,096, three sheets of 16 x 256, is nowhere far off."""
+    few = np.repeat(np.arange(200, dtype=np.uint8), 600).reshape(200, 200, 3)
+    kept, pixels = in_palette(few)
+    assert kept.mode == "P" and (pixels == few).all()
+    x, y = np.meshgrid(np.arange(256), np.arange(0, 256, 16))
+    many = np.stack([x, y, 0 * x], axis=2).astype(np.uint8)
+    kept, pixels = in_palette(many)
+    assert len(np.unique(many.reshape(-1, 3), axis=0)) == 4096
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) <= 256
+    assert np.abs(pixels.astype(int) - many).max() <= 32
 
 
 def test_pictures_are_the_same_bytes_again_and_show_the_numbers(collected):

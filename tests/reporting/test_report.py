@@ -81,7 +81,8 @@ def test_a_second_report_elsewhere_has_the_same_bytes(made, copy):
 def test_nothing_volatile_or_local_is_in_the_notebook(made, collected):
     text = made["ipynb"].decode()
     assert str(collected.results) not in text and "/tmp" not in text
-    assert not re.search(r"papermill|iopub|start_time|0x[0-9a-f]{6,}", text)
+    words = re.sub(r'"image/png": "[^"]*"', "", text)  # where chance may spell anything
+    assert not re.search(r"papermill|iopub|start_time|0x[0-9a-f]{6,}", words)
     assert [c["id"] for c in json.loads(text)["cells"]][:2] == ["cell-00", "cell-01"]
 
 

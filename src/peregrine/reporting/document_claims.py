@@ -100,10 +100,7 @@ def _test_notes(test: Mapping[str, Any], said: set[int | str]) -> Iterator[str]:
         elif not part.startswith(("undecided", "contradicted")):
             yield part
     if test["verdict"] == "undecided" and test["detectable"] is not None:
-        times, _, unit = _unit(test)
-        shown = _two_digits(times * test["detectable"]) + unit.replace(" %", " points")
-        if test["kind"] in ("above", "below"):
-            shown += " from the threshold"
+        shown = "".join(could_show(test))
         what = "a true effect of"
         if test["kind"] == "equivalent":
             what = "equality within a margin of"
@@ -114,6 +111,15 @@ def _test_notes(test: Mapping[str, Any], said: set[int | str]) -> Iterator[str]:
         else:
             yield f"{what} about {shown} would be found in {often}"
         said.add(test["seeds"])
+
+
+def could_show(test: Mapping[str, Any]) -> tuple[str, str]:
+    """('1.2', ' points per tenfold'): the smallest effect that the seeds would have shown."""
+    times, _, unit = _unit(test)
+    unit = unit.replace(" %", " points")
+    if test["kind"] in ("above", "below"):
+        unit += " from the threshold"
+    return _two_digits(times * test["detectable"]), unit
 
 
 def _two_digits(number: float) -> str:
