@@ -17,11 +17,12 @@ from peregrine.reporting import snapshots
 ROOT = Path(__file__).parents[1]
 
 
-def one(root: Path, scale: str, check: bool) -> int:
+def one(root: Path, scale: str, check: bool, whole: Path | None) -> int:
     """Make or compare the snapshot of a scale; 1 where it is not as it should be."""
     folder = root / "reports" / "published" / scale
     with tempfile.TemporaryDirectory() as scratch:
-        made = snapshots.make(root / "config", folder, Path(scratch))
+        everything = whole and whole / scale
+        made = snapshots.make(root / "config", folder, Path(scratch), everything)
         lines = snapshots.differences(folder, made)
         if not check:
             lines = snapshots.publish(folder, made)
@@ -29,8 +30,8 @@ def one(root: Path, scale: str, check: bool) -> int:
     if check and lines:
         print(f"type `make published SCALE={scale}`, look at what it changes and commit it")
     if not check:
-        size = sum(snapshots.packed(path) for path in folder.rglob("*") if path.is_file())
-        print(f"{scale}: {size / 1e6:.1f} MB with its bundles, compressed as git keeps them")
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        print(f"{scale}: {size / 1e6:.1f} MB with its bundles")
     return int(check and bool(lines))
 
 
@@ -46,12 +47,15 @@ def main(words: Sequence[str] | None = None, root: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scale", help="a folder of reports/published/; all where not given")
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
+    parser.add_argument(
+        "--whole", type=Path, help="a folder that also gets notebooks, metrics.csv, SVG figures"
+    )
     options = parser.parse_args(words)
     names = [options.scale] if options.scale else snapshots.scales(root / "reports" / "published")
     if not names:
         print("reports/published/ has no bundles yet: nothing to make or to compare")
     try:
-        return max([one(root, name, options.check) for name in names], default=0)
+        return max([one(root, name, options.check, options.whole) for name in names], default=0)
     except UserError as error:
         print(f"published: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -106,6 +106,32 @@ def test_adopted_metrics_can_be_passed_on_but_not_their_weights(away, packed, tm
         bundle(away.project, away.results, tmp_path / "w.tar.xz", weights=True)
 
 
+def test_a_part_of_a_campaign_has_neither_adopted_seeds_nor_matrices_that_no_figure_shows(
+    home, away, tmp_path
+):
+    run = home.project.of("toy")["small"].id
+    for seed in range(3):
+        files.write_text(home.folder("small", seed) / "corrected/matrices.safetensors", "m")
+    part, rest = tmp_path / "part.tar.xz", tmp_path / "rest.tar.xz"
+    assert bundle(home.project, home.results, part, [run], slim=True)[0] == 3
+    assert [name for name in members(part) if "matrices" in name] == [
+        f"{run}/seed-0/corrected/matrices.safetensors"
+    ]
+    # `away` has its own seeds of `large` alone, and adopts `small`.
+    for seed in range(3):
+        shutil.rmtree(away.folder("small", seed), ignore_errors=True)
+    adopt(away.project, away.results, part)
+    for seed in range(3):
+        away.seed("large", seed, 0.7)
+        run_yaml = home.folder("large", seed) / "run.yaml"
+        files.write_text(away.folder("large", seed) / "run.yaml", run_yaml.read_text())
+    count, others = bundle(away.project, away.results, rest, own=True)
+    assert count == 3 and not any(run in name for name in members(rest))
+    assert [line for line in others if line.startswith(run)] == [
+        f"{run}, seed {seed}: missing" for seed in range(3)
+    ]
+
+
 def test_what_is_not_finished_is_named_and_left_out(home, tmp_path):
     home.drop("small", 1, "linear")
     home.ended("large", 2, "collapsed")  # a result

@@ -117,10 +117,8 @@ def refused(capsys, place, *words) -> str:
 def test_a_snapshot_has_all_that_is_worth_citing(home):
     assert set(home.bytes()) == {
         *("index.html", "manifest.json", "bundles/a.tar.xz", "bundles/b.tar.xz"),
-        *(f"toy.{end}" for end in ("pdf", "html", "ipynb", "json")),
-        *(f"toy/{name}" for name in ("metrics.csv", "runs.csv", "claims.json", "collected.json")),
-        *("toy/tables/main.csv", "toy/figures/rows.svg", "toy/figures/rows.png"),
-        "toy/figures/data/rows.csv",  # and nothing of "beyond", which no report shows
+        *("toy.pdf", "toy.html", "toy/runs.csv", "toy/claims.json"),
+        *("toy/tables/main.csv", "toy/figures/rows.png"),  # "beyond" no report shows
     }
     claims = json.loads((home.folder / "toy/claims.json").read_text())
     assert [claim["verdict"] for claim in claims] == ["supported @mini", "not run @mini"]
@@ -131,17 +129,27 @@ def test_a_snapshot_has_all_that_is_worth_citing(home):
 def test_the_index_names_what_is_there_and_its_links_lead_somewhere(home):
     page = (home.folder / "index.html").read_text()
     links = re.findall(r'href="([^"]+)"', page)
-    assert len(links) == 4 and all((home.folder / link).is_file() for link in links)
+    assert len(links) == 2 and all((home.folder / link).is_file() for link in links)
     assert "<h2>Other" not in page and "theory" not in page
 
 
-def test_the_notebook_finds_its_files_where_it_is_kept(home):
-    """Which it verifies by collected.json, as `read_collected` does."""
-    names = read_collected(home.folder / "toy")["files"]
-    assert {"metrics.csv", "figures/rows.png"} < set(names)
-    assert "figures/beyond.svg" not in names
-    cells = json.loads((home.folder / "toy.ipynb").read_text())["cells"]
+def test_the_page_shows_the_figures_beside_it(home):
+    page = (home.folder / "toy.html").read_text()
+    assert re.findall(r'<img[^>]* src="([^"]+)"', page) == ["toy/figures/rows.png"]
+    assert "base64" not in page
+
+
+def test_the_whole_of_it_may_be_kept_elsewhere(place, tmp_path):
+    """With notebooks that find their files where they lie; sums of the rest are in the manifest."""
+    assert place.run("--check", "--whole", str(tmp_path / "all")) == 0
+    whole = tmp_path / "all" / "mini"
+    names = read_collected(whole / "toy")["files"]
+    assert {"metrics.csv", "figures/rows.svg", "figures/data/rows.csv"} < set(names)
+    cells = json.loads((whole / "toy.ipynb").read_text())["cells"]
     assert any('folder = "toy"' in "".join(cell["source"]) for cell in cells)
+    left_out = files.read_json(place.folder / "manifest.json")["left_out"]
+    assert all(files.sha256(whole / name) == checksum for name, checksum in left_out.items())
+    assert {"toy.ipynb", "toy.json", "toy/metrics.csv", "toy/figures/rows.svg"} < set(left_out)
 
 
 def test_the_manifest_says_what_it_is_made_of_and_how(home):
@@ -154,9 +162,7 @@ def test_the_manifest_says_what_it_is_made_of_and_how(home):
         name: {"sha256": files.sha256(home.folder / "bundles" / name), "seeds": 3}
         for name in ("a.tar.xz", "b.tar.xz")
     }
-    assert set(manifest["left_out"]) == {
-        f"toy/figures/{name}" for name in ("beyond.svg", "beyond.png", "data/beyond.csv")
-    }
+    assert "toy/figures/beyond.png" in manifest["left_out"]
     named = ("scales/mini", "presets", "protocols", "studies/toy")  # not config.yaml, not "other"
     assert set(manifest["config"]) == {
         *(f"config/{name}.yaml" for name in named),
@@ -204,7 +210,7 @@ def test_another_place_time_and_split_give_the_same_bytes(home, tmp_path, monkey
 
 
 def test_check_lists_what_differs_and_writes_nothing(place, capsys):
-    path = place.folder / "toy/metrics.csv"
+    path = place.folder / "toy/runs.csv"
     data = bytearray(path.read_bytes())
     data[-2] ^= 1
     path.write_bytes(data)
@@ -215,8 +221,8 @@ def test_check_lists_what_differs_and_writes_nothing(place, capsys):
     assert capsys.readouterr().out.splitlines() == [
         "mini: 3 files not what bundles, config/ and the code give",
         "  missing: toy.pdf",
-        "  differs: toy/metrics.csv",
         "  foreign: toy/notes.md",
+        "  differs: toy/runs.csv",
         "type `make published SCALE=mini`, look at what it changes and commit it",
     ]
     assert place.bytes() == before
@@ -308,31 +314,15 @@ def test_too_large_bundles_are_refused_before_they_are_unpacked(fresh, capsys, m
 
 
 def test_too_large_a_snapshot_is_refused_with_its_largest_files(home, place, capsys, monkeypatch):
-    """By their sizes once compressed, which is what a clone pays for."""
-    sizes = {path: snapshots.packed(path) for path in home.folder.rglob("*") if path.is_file()}
+    sizes = {path: path.stat().st_size for path in home.folder.rglob("*") if path.is_file()}
     total = sum(sizes.values())
-    assert total < sum(path.stat().st_size for path in sizes)
     monkeypatch.setattr(snapshots, "LARGEST", total)
     assert place.run("--check") == 0
     monkeypatch.setattr(snapshots, "LARGEST", total - 1)
     line = refused(capsys, place)
     five = sorted(sizes, key=lambda path: -sizes[path])[:5]
     named = ", ".join(f"{path.name} {sizes[path] / 1e6:.1f}" for path in five)
-    assert f"would have {total / 1e6:.1f} MB, compressed, " in line and f": {named}, ...; " in line
-
-
-def test_long_data_stay_out_and_nothing_names_them(home, place, monkeypatch):
-    project = load(home.root / "config")
-    project = snapshots.replace(project, studies={"toy": project.studies["toy"]})
-    data = place.folder / "toy/figures/data/rows.csv"
-    size, checksum = data.stat().st_size, files.sha256(data)
-    monkeypatch.setattr(snapshots, "LARGEST_DATA", size)
-    assert snapshots._leave_out(place.folder, project) == {}
-    monkeypatch.setattr(snapshots, "LARGEST_DATA", size - 1)
-    assert snapshots._leave_out(place.folder, project) == {"toy/figures/data/rows.csv": checksum}
-    left = read_collected(place.folder / "toy")["files"]  # and every file of it is there
-    assert "figures/rows.png" in left and "figures/data/rows.csv" not in left
-    assert not data.exists()
+    assert f"would have {total / 1e6:.1f} MB, " in line and f": {named}, ...; " in line
 
 
 def test_detection_comes_from_bundles_and_not_from_this_machine(tmp_path):

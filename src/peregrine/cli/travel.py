@@ -14,6 +14,9 @@ def bundle(
     run: Annotated[list[str] | None, typer.Option("--run", help="May be repeated.")] = None,
     weights: Annotated[bool, typer.Option("--weights", help="Pack the networks too.")] = False,
     own: Annotated[bool, typer.Option("--own", help="Leave out what was adopted.")] = False,
+    slim: Annotated[
+        bool, typer.Option("--slim", help="Matrices of the first seed alone: figures show one.")
+    ] = False,
     config: Configuration = Path("config"),
     scale: ScaleName = None,
 ) -> None:
@@ -22,7 +25,7 @@ def bundle(
     from peregrine.reporting.bundles import bundle as step
 
     project = load(config, scale=scale)
-    count, others = step(project, Path(project.config.results), path, run or (), weights, own)
+    count, others = step(project, Path(project.config.results), path, run or (), weights, own, slim)
     for line in others:
         print(f"not packed: {line}")
     size = path.stat().st_size / 2**20

@@ -42,6 +42,7 @@ from peregrine.reporting.records import FAILED, read_seed
 INDEX = "bundle.json"
 RECORDS = ("outcome.json", "manifest.json", "run.yaml", "history.csv", "timing.csv")
 WEIGHTS = ("backbone.safetensors", "method.safetensors")
+MATRICES = "corrected/matrices.safetensors"
 FEATURES = "features.safetensors"
 """Never packed: large, and made again from the weights."""
 
@@ -76,6 +77,7 @@ def bundle(
     runs: Iterable[str] = (),
     weights: bool = False,
     own: bool = False,
+    slim: bool = False,
 ) -> tuple[int, list[str]]:
     """Pack every finished seed of the scale, or of `runs` alone, into `path`.
 
@@ -84,6 +86,7 @@ def bundle(
 
     Args:
         own: leave out what is adopted: a bundle of one part of a campaign.
+        slim: matrices, most of a seed's bytes, of the scale's first seed alone: figures show one.
 
     Returns:
         (number of seeds packed, a line for each that was not).
@@ -107,6 +110,8 @@ def bundle(
                 others.append(f"{run}, seed {seed}: {state.status}")
                 continue
             found = dict(_of_seed(place, weights))
+            if slim and seed != project.scale.seeds[0]:
+                found.pop(MATRICES, None)
             if weights and not set(WEIGHTS) <= set(found):
                 others.append(f"{run}, seed {seed}: its weights are not here")
                 continue

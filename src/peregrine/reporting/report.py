@@ -9,7 +9,7 @@ import html
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,15 @@ def compile_pdf(template: Path, data: Path, figures: Path) -> bytes:
             raise UserError(f"{data}: no PDF ({first}); run collect again") from None
 
 
-def index(project: Project, results: Path, reports: Path) -> None:
+KINDS = {"pdf": "PDF", "html": "notebook as a page", "ipynb": "notebook", "json": "data"}
+"""Endings of a report's files, and what they are."""
+
+
+def index(project: Project, results: Path, reports: Path, kinds: Iterable[str] = KINDS) -> None:
     """Write {reports}/{scale}/index.html: every study's verdicts, with links to its reports.
+
+    Args:
+        kinds: endings of the files to which it links.
 
     Raises:
         UserError: a study has not been collected, or a file was changed since.
@@ -94,7 +101,7 @@ def index(project: Project, results: Path, reports: Path) -> None:
         collected = read_study(results / scale.name / name)
         body += [
             f"<h2>{_text(study.title)}</h2>",
-            f"<p>{_text(study.paper)}. {_links(name)}</p>",
+            f"<p>{_text(study.paper)}. {_links(name, kinds)}</p>",
             f"<p>{len(project.of(name))} runs; {_text(tally(collected.runs))}.</p>",
             _verdicts(collected.claims),
         ]
@@ -113,9 +120,8 @@ def _theory(printed: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _links(name: str) -> str:
-    kinds = {"pdf": "PDF", "html": "notebook as a page", "ipynb": "notebook", "json": "data"}
-    return " · ".join(f'<a href="{name}.{end}">{kind}</a>' for end, kind in kinds.items())
+def _links(name: str, kinds: Iterable[str] = KINDS) -> str:
+    return " · ".join(f'<a href="{name}.{end}">{KINDS[end]}</a>' for end in kinds)
 
 
 def _verdicts(claims: Sequence[Mapping[str, Any]]) -> str:

@@ -1,17 +1,23 @@
 """Published snapshots: what the bundles of a scale say, kept in the repository beside them.
 
     reports/published/SCALE/bundles/NAME.tar.xz  metrics of finished seeds: all else is made of them
-    reports/published/SCALE/index.html, STUDY.pdf, .html, .ipynb, .json   as `report` writes them
-    reports/published/SCALE/STUDY/               as `collect` writes it
+    reports/published/SCALE/index.html, STUDY.pdf, STUDY.html   as `report` writes them
+    reports/published/SCALE/STUDY/               claims, seeds, tables, figures, by `collect`
     reports/published/SCALE/manifest.json        sums of all files, digests, commands
 
 The same bundles, configuration and code give the same bytes, whoever makes them, when and where:
-results and reports share one folder, so that every path in a notebook is a relative one that holds
-in the repository too, and of config.yaml only the list of studies counts.
+results and reports share one folder, so that every path in a page is a relative one that holds
+in the repository too, and of config.yaml only the list of studies counts. What follows from the
+bundles and is long (notebooks, metrics.csv, the figures' SVG and numbers) is left out; its sums are
+in the manifest, and `whole` keeps it elsewhere.
 """
 
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+import base64
+import fnmatch
+import hashlib
+import re
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,15 +31,26 @@ from peregrine.places import ADOPTED, adopted_folder, is_adopted
 from peregrine.reporting.bundles import adopt
 from peregrine.reporting.collect import collect
 from peregrine.reporting.records import read_seed
-from peregrine.reporting.report import index, report
+from peregrine.reporting.report import KINDS, index, report
 
 BUNDLES, MANIFEST, END = "bundles", "manifest.json", ".tar.xz"
 
 LARGEST = 8 * 10**6
-"""Bytes of a whole snapshot with its bundles, as git keeps them: compressed, and for ever."""
+"""Bytes of a whole snapshot with its bundles: a clone has all of it, for ever."""
 
-LARGEST_DATA = 100_000
-"""Bytes of a file of figures/data/ that is kept: those of pictures of matrices have megabytes."""
+KEPT = (
+    "{study}.pdf",
+    "{study}.html",
+    "{study}/claims.json",
+    "{study}/runs.csv",
+    "{study}/sensitivity.json",
+    "{study}/noise*.csv",
+    "{study}/tables/*.csv",
+    "{study}/figures/*.png",
+)
+"""What a snapshot has of a study; figures only if its report shows them."""
+
+PICTURE = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=\s]+)")
 
 STEPS = ("pretrain", "extract", "evaluate", "diagnose")
 COMMANDS = {"detection": "detect"}
@@ -66,13 +83,14 @@ def bundles_of(folder: Path) -> list[Path]:
     return found
 
 
-def make(config: Path, folder: Path, scratch: Path) -> Path:
+def make(config: Path, folder: Path, scratch: Path, whole: Path | None = None) -> Path:
     """Make the snapshot of the scale `folder.name` from the bundles in `folder`.
 
     Args:
         config: the configuration folder.
         folder: reports/published/SCALE; only its bundles are read, and nothing is written.
         scratch: an empty folder to work in.
+        whole: also gets everything that `collect` and `report` have written.
 
     Returns:
         The folder in `scratch` that has all files of the snapshot but the bundles.
@@ -89,9 +107,14 @@ def make(config: Path, folder: Path, scratch: Path) -> Path:
     for study in project.studies:
         collect(project, study, scratch, config)
         report(project, study, scratch, scratch, config)
-    index(project, scratch, scratch)
     made = scratch / scale
+    if whole is not None:
+        index(project, scratch, scratch)
+        shutil.copytree(made, whole, dirs_exist_ok=True)
+    index(project, scratch, scratch, kinds=("pdf", "html"))
     left_out = _leave_out(made, project)
+    for study in project.studies:
+        _refer_to_pictures(made, study)
     _write_manifest(made, project, scratch, config, seeds, left_out)
     _check_size(folder, [*_files(made).values(), *bundles])
     return made
@@ -157,30 +180,34 @@ def _adopted(project: Project, results: Path) -> Iterator[tuple[Cell, int, Path]
 
 
 def _leave_out(made: Path, project: Project) -> dict[str, str]:
-    """Delete figures that no report shows and long files of figures/data; the sums of them.
-
-    collected.json then names what is left, so that the notebook can be run again in its place.
-    """
+    """Delete what a snapshot does not keep of its studies; the sums of it."""
     gone: dict[str, str] = {}
-
-    def drop(paths: Iterable[Path]) -> None:
-        for path in sorted(paths):
-            gone[path.relative_to(made).as_posix()] = files.sha256(path)
-            path.unlink()
-
     for study in project.studies:
         declared = files.read_json(made / f"{study}.json")["declared"]["figures"]
         shown = {figure["id"] for figure in declared}
-        every = [path for path in (made / study / "figures").rglob("*") if path.is_file()]
-        drop(path for path in every if path.stem not in shown)
-    drop(p for p in made.glob("*/figures/data/*.csv") if p.stat().st_size > LARGEST_DATA)
-    for study in project.studies:
-        path = made / study / "collected.json"
-        record = files.read_json(path)
-        left = {n: s for n, s in record["files"].items() if f"{study}/{n}" not in gone}
-        if left != record["files"]:
-            files.write_json(path, record | {"files": left})
+        kept = [pattern.format(study=study) for pattern in KEPT]
+        for name, path in _files(made).items():
+            if name.partition("/")[0] not in (study, *(f"{study}.{end}" for end in KINDS)):
+                continue
+            figure = f"{study}/figures/" in name
+            stays = any(fnmatch.fnmatchcase(name, pattern) for pattern in kept)
+            if not stays or (figure and path.stem not in shown):
+                gone[name] = files.sha256(path)
+                path.unlink()
     return gone
+
+
+def _refer_to_pictures(made: Path, study: str) -> None:
+    """Let the page show the figures beside it, rather than have each a second time."""
+    figures = sorted((made / study / "figures").glob("*.png"))
+    names = {files.sha256(path): path.relative_to(made).as_posix() for path in figures}
+
+    def name(found: re.Match) -> str:
+        data = base64.b64decode(found[1])
+        return names.get(hashlib.sha256(data).hexdigest(), found[0])
+
+    page = made / f"{study}.html"
+    files.write_text(page, PICTURE.sub(name, page.read_text(encoding="utf-8")))
 
 
 def _write_manifest(
@@ -211,6 +238,7 @@ def _write_manifest(
                 f" reports/published/{scale}/{BUNDLES}/NAME{END}",
                 "snapshot": f"make published SCALE={scale}",
                 "check": f"make published SCALE={scale} CHECK=1",
+                "whole": f"make published SCALE={scale} CHECK=1 WHOLE=FOLDER",
             },
             "runs": _runs(project, results),
             "code": {
@@ -317,22 +345,16 @@ def _files(folder: Path, all_of_it: bool = False) -> dict[str, Path]:
     return {n: p for n, p in found.items() if all_of_it or not n.startswith(f"{BUNDLES}/")}
 
 
-def packed(path: Path) -> int:
-    """Bytes of a file as git keeps it, about; a bundle is compressed already."""
-    size = path.stat().st_size
-    return size if path.name.endswith(END) else min(size, len(zlib.compress(path.read_bytes())))
-
-
 def _check_size(folder: Path, paths: Sequence[Path]) -> None:
     """Raises UserError, with the largest files, where they are more than a snapshot may have."""
-    sizes = {path: packed(path) for path in paths}
+    sizes = {path: path.stat().st_size for path in paths}
     total = sum(sizes.values())
     if total <= LARGEST:
         return
     largest = sorted(paths, key=lambda path: (-sizes[path], path.name))[:5]
     named = ", ".join(f"{path.name} {sizes[path] / 1e6:.1f}" for path in largest)
     raise UserError(
-        f"{folder} would have {total / 1e6:.1f} MB, compressed, which is more than"
+        f"{folder} would have {total / 1e6:.1f} MB, which is more than"
         f" {LARGEST / 1e6:g}: {named}, ...; publish fewer rows of the scale, or raise LARGEST in"
         " peregrine/reporting/snapshots.py"
     )
