@@ -179,7 +179,7 @@ class World:
 
     def ready_to_pack(self, seconds: float = 2.5) -> None:
         """What `bundle` packs besides, trained in `seconds`, and features, which it leaves."""
-        for cell in self.project.cells:
+        for cell in self.project.of("toy").values():
             for seed in range(3):
                 folder = self.folder(cell.row, seed)
                 run = yaml.safe_dump(cell.run.model_dump(mode="json"))

@@ -325,6 +325,48 @@ def test_too_large_a_snapshot_is_refused_with_its_largest_files(home, place, cap
     assert f"would have {total / 1e6:.1f} MB, " in line and f": {named}, ...; " in line
 
 
+def test_scales_like_it_and_replicates_come_along(fresh, capsys):
+    """In folders of their own, and none of them among the seeds of the scale."""
+    world, place = fresh.world, fresh.folder / "bundles"
+    fast = {"name": "mini-fast", "like": "mini", "description": "fast"}
+    fast["times"] = {"optimizer.lr": 2}
+    files.write_text(world.config / "scales/mini-fast.yaml", dumped(fast))
+    world.project = load(world.config)
+    world.ready_to_pack(seconds=1)
+    fresh.pack("a.tar.xz")
+    for seed in range(3):
+        world.manifest("small", seed, threads=2)
+    world.ready_to_pack(seconds=2)
+    fresh.pack("replicates/threads-2/a.tar.xz", "small")
+    world.project = load(world.config, scale="mini-fast")
+    for row, value in (("small", 0.9), ("large", 0.1)):
+        for seed in range(3):
+            world.seed(row, seed, value + 0.01 * seed)
+    world.ready_to_pack()
+    bundle(world.project, world.results, place / "like/mini-fast/a.tar.xz")
+    assert fresh.run("--scale", "mini") == 0
+    runs = (fresh.folder / "toy/runs.csv").read_text()
+    assert runs.count(",finished,") == 6
+    (test,) = json.loads((fresh.folder / "toy/sensitivity.json").read_text())[0]["tests"]
+    assert test["variations"]["mini-fast"]["turned"] == "clearly other side"
+    assert "threads-2" in (fresh.folder / "toy/noise.csv").read_text()
+    manifest = files.read_json(fresh.folder / "manifest.json")
+    assert {name: each["seeds"] for name, each in manifest["bundles"].items()} == {
+        **{"a.tar.xz": 6, "like/mini-fast/a.tar.xz": 6, "replicates/threads-2/a.tar.xz": 3}
+    }
+    assert "config/scales/mini-fast.yaml" in manifest["config"]
+    fast["like"] = "other"
+    files.write_text(world.config / "scales/mini-fast.yaml", dumped(fast))
+    files.write_text(
+        world.config / "scales/other.yaml",
+        dumped({"name": "other", "description": "d", "seeds": [0]}),
+    )
+    assert "mini-fast" in refused(capsys, fresh)
+    (place / "elsewhere").mkdir()
+    shutil.copy(place / "a.tar.xz", place / "elsewhere")
+    assert "elsewhere/a.tar.xz is out of place" in refused(capsys, fresh)
+
+
 def test_detection_comes_from_bundles_and_not_from_this_machine(tmp_path):
     world = World(tmp_path)
     shutil.copy(ROOT / "config/detection.yaml", world.config)
