@@ -1,6 +1,8 @@
 """benchmarks/campaign.py: order, slices that go on, what a failing step leaves, bundles."""
 
+import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,10 +12,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from peregrine.config.load import load
 from peregrine.files import sha256
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "campaign.py"
 SOURCE = Path(__file__).parents[1] / "src"
+SPEC = importlib.util.spec_from_file_location("campaign", SCRIPT)
+MODULE = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(MODULE)
 
 
 @pytest.fixture
@@ -101,3 +107,57 @@ def test_an_unknown_row_is_one_line(campaign):
     code, out, err = campaign("one/nothing")
     assert (code, out) == (2, "")
     assert err == "error: one/nothing: scale tiny has no such STUDY/ROW\n"
+
+
+@pytest.fixture
+def gpu_campaign(tmp_path):
+    """benchmarks/gpu_campaign.sh with a stand-in for Python: its exit code, and what it called."""
+    repository = tmp_path / "repository"
+    (repository / "benchmarks").mkdir(parents=True)
+    shutil.copy(SCRIPT.with_name("gpu_campaign.sh"), repository / "benchmarks")
+    calls = tmp_path / "calls"
+
+    def call(*options, code=0):
+        python = tmp_path / "python"
+        ends = f'case "$1" in -m) ;; *) exit {code};; esac'
+        python.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n{ends}\n')
+        python.chmod(0o755)
+        command = ["bash", repository / "benchmarks/gpu_campaign.sh", tmp_path / "out", *options]
+        done = subprocess.run(
+            [*map(str, command)], env=os.environ | {"PYTHON": str(python)}, capture_output=True
+        )
+        return done.returncode, [line.split() for line in calls.read_text().splitlines()]
+
+    return call
+
+
+def test_the_gpu_campaign_takes_one_seed_of_all_methods_before_a_second(gpu_campaign):
+    code, (ten, hundred, *stages) = gpu_campaign()
+    assert code == 0
+    assert [ten[-2:], hundred[-2:]] == [["prepare", "cifar10"], ["prepare", "cifar100"]]
+    project = load(SOURCE.parent / "config", scale="gpu")
+    done = {}
+    for words in stages:
+        rows = [word for word in words if "/" in word and not word.endswith((".py", ".xz"))]
+        seeds = words[words.index("--seeds") + 1 : words.index("--jobs")]
+        for cell in MODULE.chosen(project, rows):
+            done.setdefault((cell.study, cell.row), []).extend(seeds)
+        assert words[words.index("--scale") + 1] == "gpu"
+        assert float(words[words.index("--seconds") + 1]) <= 540
+    assert set(map(tuple, done.values())) == {("0", "1", "2")}
+    assert {(cell.study, cell.row) for cell in project.cells} == set(done)
+    names = [Path(words[words.index("--bundle") + 1]).name for words in stages]
+    assert names == [
+        f"{stage}-seeds-{seeds}.tar.xz"
+        for seeds in ("0", "1-2")
+        for stage in ("table-1", "sizes", "two-branch")
+    ]
+
+
+def test_the_gpu_campaign_says_what_is_left(gpu_campaign):
+    assert gpu_campaign(code=75)[0] == 75
+    assert gpu_campaign(code=1)[0] == 1
+    assert gpu_campaign(code=2)[0] == 2  # a wrong input ends it at once
+    before = len(gpu_campaign("10")[1])  # no time for any stage
+    assert gpu_campaign("10")[0] == 75
+    assert len(gpu_campaign("10")[1]) == before + 4  # prepared anew each time, no stage begun
