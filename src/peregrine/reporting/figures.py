@@ -306,10 +306,22 @@ MARKS: dict[str, Callable[[Figure, Source], Iterator[Mark]]] = {
 }
 
 
+def _why(lost: Iterable[tuple[str, int]]) -> str:
+    """'seeds 1, 2 missing, seed 3 collapsed'."""
+    seeds: dict[str, list[str]] = {}
+    for state, seed in lost:
+        seeds.setdefault(state, []).append(str(seed))
+    return ", ".join(
+        f"seed{'s' if len(each) > 1 else ''} {', '.join(each)} {state}"
+        for state, each in seeds.items()
+    )
+
+
 def _notes(figure: Figure, study: Study, source: Source, frame: pd.DataFrame) -> list[str]:
     """What is not in the picture: seeds that are missing or failed, rows that the scale lacks."""
     status = {(run.row, run.seed): run.status for run in source.records.runs}
     notes, absent, total = [], [], len(source.seeds)
+    fewer: dict[str, list[str]] = {}
     for row in dict.fromkeys(_rows(figure)):
         label = study.rows[row].label
         if row not in source.cells:
@@ -326,8 +338,11 @@ def _notes(figure: Figure, study: Study, source: Source, frame: pd.DataFrame) ->
         if figure.kind == "history" and source.cells[row].run.epochs == 0:
             lost = []  # an untrained net has no epochs to draw
         if lost:
-            why = ", ".join(f"seed {seed}: {status.get((row, seed), 'missing')}" for seed in lost)
-            notes.append(f"{label}: {total - len(lost)} of {total} seeds ({why})")
+            found = [(status.get((row, seed), "missing"), seed) for seed in lost]
+            fewer.setdefault(f"{total - len(lost)} of {total} seeds ({_why(found)})", []).append(
+                label
+            )
+    notes += [f"{'; '.join(labels)}: {what}" for what, labels in fewer.items()]
     lacking = {
         study.rows[run.row].label: panel.reading
         for panel in figure.panels

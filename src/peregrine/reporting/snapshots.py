@@ -1,6 +1,8 @@
 """Published snapshots: what the bundles of a scale say, kept in the repository beside them.
 
     reports/published/SCALE/bundles/NAME.tar.xz  metrics of finished seeds: all else is made of them
+    reports/published/SCALE/bundles/like/OTHER/NAME.tar.xz       of a scale that is like this one
+    reports/published/SCALE/bundles/replicates/NAME/NAME.tar.xz  of seeds trained again elsewhere
     reports/published/SCALE/index.html, STUDY.pdf, STUDY.html   as `report` writes them
     reports/published/SCALE/STUDY/               claims, seeds, tables, figures, by `collect`
     reports/published/SCALE/manifest.json        sums of all files, digests, commands
@@ -20,7 +22,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from peregrine import files
 from peregrine.config import fingerprint
@@ -63,24 +65,46 @@ def scales(published: Path) -> list[str]:
     return [folder.name for folder in folders if _files(folder, all_of_it=True)]
 
 
-def bundles_of(folder: Path) -> list[Path]:
-    """The bundles of a snapshot, by name.
+class Part(NamedTuple):
+    """A bundle, the scale whose runs it has, and the name of the replicate that it is."""
+
+    path: Path
+    scale: str
+    replicate: str | None
+
+
+def parts_of(folder: Path) -> list[Part]:
+    """The bundles of a snapshot, by name; those of other scales and replicates last.
 
     Raises:
-        UserError: there is none, something else lies beside them, or they alone are too large.
+        UserError: there is none of the scale, something else lies beside them, or they alone are
+            too large.
     """
     place = folder / BUNDLES
-    found = sorted(place.glob("*"))
-    for path in found:
+    parts = []
+    for path in sorted(place.rglob("*")):
+        if path.is_dir() and not path.is_symlink():
+            continue
+        match path.relative_to(place).parts:
+            case (_,):
+                part = Part(path, folder.name, None)
+            case ("like", scale, _):
+                part = Part(path, scale, None)
+            case ("replicates", name, _):
+                part = Part(path, folder.name, name)
+            case _:
+                raise UserError(f"{path} is out of place: see peregrine/reporting/snapshots.py")
         if not path.name.endswith(END) or not path.is_file():
             raise UserError(f"{path} is no bundle (NAME{END}); move it or delete it")
-    if not found:
+        parts.append(part)
+    parts.sort(key=lambda part: (part.replicate is not None, part.scale != folder.name))
+    if not parts or parts[0].scale != folder.name or parts[0].replicate is not None:
         raise UserError(
             f"{place} has no bundle; put one there:"
             f" python -m peregrine bundle --scale {folder.name} {place}/NAME{END}"
         )
-    _check_size(folder, found)
-    return found
+    _check_size(folder, [part.path for part in parts])
+    return parts
 
 
 def make(config: Path, folder: Path, scratch: Path, whole: Path | None = None) -> Path:
@@ -101,8 +125,8 @@ def make(config: Path, folder: Path, scratch: Path, whole: Path | None = None) -
     """
     scale = folder.name
     project = load(config, scale=scale, detection_data={})
-    bundles = bundles_of(folder)
-    seeds = _adopt_all(project, scratch, bundles)
+    parts = parts_of(folder)
+    seeds = _adopt_all(config, project, scratch, parts)
     project = _finished(_with_detection(config, project, scratch), scratch)
     for study in project.studies:
         collect(project, study, scratch, config)
@@ -115,18 +139,28 @@ def make(config: Path, folder: Path, scratch: Path, whole: Path | None = None) -
     left_out = _leave_out(made, project)
     for study in project.studies:
         _refer_to_pictures(made, study)
-    _write_manifest(made, project, scratch, config, seeds, left_out)
-    _check_size(folder, [*_files(made).values(), *bundles])
+    counts = {path.relative_to(folder / BUNDLES).as_posix(): n for path, n in seeds.items()}
+    sums = {path.relative_to(folder / BUNDLES).as_posix(): files.sha256(path) for path in seeds}
+    others = sorted({part.scale for part in parts} - {scale})
+    _write_manifest(made, project, scratch, config, others, counts, sums, left_out)
+    _check_size(folder, [*_files(made).values(), *seeds])
     return made
 
 
-def _adopt_all(project: Project, scratch: Path, bundles: Sequence[Path]) -> dict[Path, int]:
+def _adopt_all(
+    config: Path, project: Project, scratch: Path, parts: Sequence[Part]
+) -> dict[Path, int]:
     """Take over all bundles into `scratch`; the number of seeds in each of them."""
     seeds: dict[Path, int] = {}
-    sums = {files.sha256(path): path for path in bundles}
-    for path in bundles:
+    sums = {files.sha256(part.path): part.path for part in parts}
+    known = {project.scale.name: project}
+    for path, scale, replicate in parts:
+        if scale not in known:
+            known[scale] = load(config, scale=scale, detection_data={})
+            if known[scale].scale.like != project.scale.name:
+                raise UserError(f"{path}: scale {scale} is not like {project.scale.name}; move it")
         try:
-            seeds[path] = len(adopt(project, scratch, path))
+            seeds[path] = len(adopt(known[scale], scratch, path, replicate))
         except UserError as error:
             named = str(path) in str(error)
             raise UserError(str(error) if named else f"{path}: {error}") from None
@@ -137,7 +171,7 @@ def _adopt_all(project: Project, scratch: Path, bundles: Sequence[Path]) -> dict
                 f"{path} and {other} have different results of {run}, {seed}; delete one of the"
                 " bundles, or pack it again without that run"
             )
-    for record in sorted((scratch / "adopted").rglob(ADOPTED)):
+    for record in sorted(scratch.rglob(ADOPTED)):
         found = files.read_json(record)
         if found["kind"] != "metrics":
             path = sums[found["bundle"]]
@@ -215,12 +249,14 @@ def _write_manifest(
     project: Project,
     results: Path,
     config: Path,
-    seeds: dict[Path, int],
+    others: Sequence[str],
+    seeds: dict[str, int],
+    sums: dict[str, str],
     left_out: dict[str, str],
 ) -> None:
     scale = project.scale.name
     used = [
-        f"scales/{scale}.yaml",
+        *(f"scales/{name}.yaml" for name in (scale, *others)),
         "presets.yaml",
         "protocols.yaml",
         *(["detection.yaml"] if project.detection else []),
@@ -233,7 +269,9 @@ def _write_manifest(
             "scale": scale,
             "studies": list(project.studies),
             "commands": {
-                "results": f"snakemake --config scale={scale} --cores all",
+                "results": [
+                    f"snakemake --config scale={name} --cores all" for name in (scale, *others)
+                ],
                 "bundle": f"python -m peregrine bundle --scale {scale}"
                 f" reports/published/{scale}/{BUNDLES}/NAME{END}",
                 "snapshot": f"make published SCALE={scale}",
@@ -251,8 +289,7 @@ def _write_manifest(
                 if (config / name).is_file()
             },
             "bundles": {
-                path.name: {"sha256": files.sha256(path), "seeds": count}
-                for path, count in seeds.items()
+                name: {"sha256": sums[name], "seeds": count} for name, count in seeds.items()
             },
             "files": {name: files.sha256(path) for name, path in _files(made).items()},
             "left_out": left_out,
