@@ -477,3 +477,23 @@ def test_the_saved_state_holds_bits_and_loading_it_changes_the_scores():
     assert torch.equal(ours.scores(h), wanted)
     assert torch.equal(ours.scores(h.float()), theirs.scores(h.float()))
     assert not any(parameter.shape == (f, c) for parameter in ours.parameters())  # W is frozen
+
+
+@pytest.mark.parametrize("width", [32, 64, 128])
+def test_where_views_hardly_agree_one_point_for_all_images_has_the_lower_loss(width):
+    """docs/evidence.md: at n = 64, c = 4096 the way to the optimum leads past a collapse."""
+    draws = torch.Generator().manual_seed(0)
+    n, codes = 64, 4096
+    dictionary = torch.randint(0, 2, (width, codes), generator=draws).double() * 2 - 1
+    tau = temperature(width, n, codes, 1e-8)
+    a, b = (torch.randn(n, width, generator=draws).double() for _ in range(2))
+
+    def loss(one, other):
+        scores = [
+            F.normalize(h, dim=1) * math.sqrt(width / n) @ dictionary / tau for h in (one, other)
+        ]
+        return float(sum(falcon_loss(*scores, symmetric=False).values()))
+
+    point = a[:1].expand(n, width)
+    at_cosine = {c: loss(a, c * a + math.sqrt(1 - c * c) * b) for c in (0.25, 0.75)}
+    assert loss(a, a) < at_cosine[0.75] < loss(point, point) < at_cosine[0.25] < loss(a, b)
