@@ -78,7 +78,7 @@ def verdicts(reports):
     project = load(CONFIG)
     study = project.studies["falcon"]
     (claim,) = [each for each in study.claims if each.id == "A1"]
-    tests = [test for test in claim.tests if not test.any_row]
+    tests = [test for test in claim.tests if "falcon-c4096" in test.rows]
     assert [kind in test.label for kind, test in zip(KINDS, tests, strict=True)] == [True] * 4
     out = {}
     for form in FORMS:
