@@ -33,7 +33,7 @@ schema: $(VENV)/installed  ## workflow/schemas from the models
 	python -m peregrine schema > workflow/schemas/config.schema.json
 
 published: $(VENV)/installed  ## reports/published/ from its bundles: SCALE=cpu for one, CHECK=1 to compare, WHOLE=folder for all
-	python tools/published.py $(if $(SCALE),--scale $(SCALE)) $(if $(CHECK),--check) $(if $(WHOLE),--whole $(WHOLE))
+	python tools/published.py $(if $(SCALE),--scale '$(SCALE)') $(if $(CHECK),--check) $(if $(WHOLE),--whole '$(WHOLE)')
 
 readme: $(VENV)/installed  ## README.md's verdicts from a finished demo and from reports/published/
 	python tools/readme.py

@@ -10,8 +10,8 @@
 # JOBS (4) seeds share the GPU. No Snakemake: torch, numpy, scipy, scikit-learn, pydantic, PyYAML,
 # safetensors, tqdm and typer are needed.
 set -euo pipefail
+out=$(realpath -m "${1:?usage: gpu_campaign.sh OUT [SECONDS]}")
 cd "$(dirname "$0")/.."
-out=${1:?usage: gpu_campaign.sh OUT [SECONDS]}
 seconds=${2:-540}
 jobs=${JOBS:-4}
 device=${DEVICE:-auto}
@@ -40,7 +40,7 @@ stage() {
   echo "== $name: seeds $seeds, $remaining s left"
   # shellcheck disable=SC2086 # seeds are words
   "$python" benchmarks/campaign.py "$@" --scale gpu --seeds $seeds --jobs "$jobs" --device "$device" \
-    --seconds "$((remaining - 20))" --bundle "$out/$name.tar.xz" || code=$?
+    --seconds "$((remaining - 25))" --bundle "$out/$name.tar.xz" || code=$?
   [ "$code" = 0 ] || [ "$code" = 75 ] || [ "$code" = 1 ] || exit "$code"
   [ "$code" = 0 ] || left=$code
 }

@@ -1,5 +1,6 @@
 """benchmarks/campaign.py: order, slices that go on, what a failing step leaves, bundles."""
 
+import fcntl
 import importlib.util
 import os
 import shutil
@@ -104,9 +105,38 @@ def test_a_failing_step_is_told_and_the_others_go_on(campaign, tmp_path):
 
 
 def test_an_unknown_row_is_one_line(campaign):
-    code, out, err = campaign("one/nothing")
+    code, out, err = campaign("one/fist")
     assert (code, out) == (2, "")
-    assert err == "error: one/nothing: scale tiny has no such STUDY/ROW\n"
+    hint = "did you mean 'one/first'?"
+    assert err == f"error: one/fist: scale tiny has no such STUDY/ROW; {hint}\n"
+
+
+@pytest.mark.parametrize("wrong", [("--jobs", 0), ("--seconds", "nan"), ("--seconds", -1)])
+def test_senseless_numbers_are_refused(campaign, wrong):
+    code, out, err = campaign("one/first", *wrong)
+    assert (code, out) == (2, "") and "is not a number of at least" in err
+
+
+def test_two_campaigns_do_not_share_results(begin, campaign, tmp_path):
+    logs = tmp_path / "results/logs/campaign"
+    logs.mkdir(parents=True)
+    with (logs / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, out, err = campaign("one/first")
+    assert (code, out) == (2, "") and "a campaign runs here" in err
+
+
+def test_a_failed_seed_that_was_never_evaluated_still_is(campaign, cli, tmp_path):
+    """As a kill between training and evaluation leaves it; and no bundle has it before."""
+    run = next(c.id for c in load(tmp_path / "config").cells if c.row == "nan")
+    assert cli("pretrain", "--run", run, "--seed", 0, "--device", "cpu")[0] == 0
+    code, _, err = cli("bundle", tmp_path / "early.tar.xz", "--run", run)
+    assert code == 2 and "not evaluated yet" in err
+    code, out, _ = campaign("one/nan", "--seeds", 0, "--bundle", tmp_path / "a.tar.xz")
+    assert code == 0 and out.startswith("1 of 1 seeds to do")
+    place = tmp_path / "results/runs" / run / "seed-0"
+    assert (place / "corrected/linear-standard.json").is_file()
+    assert f"{tmp_path / 'a.tar.xz'}: 1 seeds" in out
 
 
 @pytest.fixture

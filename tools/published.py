@@ -51,6 +51,9 @@ def main(words: Sequence[str] | None = None, root: Path = ROOT) -> int:
         "--whole", type=Path, help="a folder that also gets notebooks, metrics.csv, SVG figures"
     )
     options = parser.parse_args(words)
+    if options.whole and options.whole.exists() and not options.whole.is_dir():
+        print(f"published: error: --whole {options.whole} is no folder", file=sys.stderr)
+        return 2
     names = [options.scale] if options.scale else snapshots.scales(root / "reports" / "published")
     if not names:
         print("reports/published/ has no bundles yet: nothing to make or to compare")

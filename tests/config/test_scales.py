@@ -16,16 +16,15 @@ def edit(folder, name, **content):
 
 
 def other_scale(folder, **content):
-    (folder / "scales" / "other.yaml").write_text(yaml.safe_dump({"name": "other", **content}))
+    content = {"name": "other", "description": "d", **content}
+    (folder / "scales" / "other.yaml").write_text(yaml.safe_dump(content))
     return folder
 
 
 def test_a_scale_like_another_says_what_differs(tiny_config):
     run = {"batch_size": 12, "optimizer": {"lr": 0.1}}
     edit(tiny_config, SCALE, run=run, studies={"one": {"rows": ["first"]}})
-    other_scale(
-        tiny_config, like="tiny", description="d", seeds=[0], run={"optimizer": {"lr": 0.4}}
-    )
+    other_scale(tiny_config, like="tiny", seeds=[0], run={"optimizer": {"lr": 0.4}})
     project = load(tiny_config, scale="other")
     assert (project.scale.name, project.scale.seeds) == ("other", (0,))
     (cell,) = project.cells
@@ -54,6 +53,8 @@ def test_factors_come_after_all_else(tiny_config):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
+        ({"like": "tiny", "times": {"epochs": 1e308}}, ["row first", "is not whole"]),
+        ({"like": "a/b"}, ["other.yaml", "no other scale 'a/b'"]),
         ({"like": "tinny"}, ["other.yaml", "like", "'tinny'", "did you mean 'tiny'?"]),
         ({"like": "other"}, ["other.yaml", "no other scale 'other'"]),
         ({"like": "third"}, ["other.yaml", "'third' is itself like another"]),
@@ -71,3 +72,22 @@ def test_a_scale_like_nothing_or_times_nonsense_is_refused(tiny_config, content,
     text = str(error.value)
     assert "\n" not in text
     assert all(word in text for word in words), text
+
+
+def test_a_description_of_its_own_is_asked_for(tiny_config):
+    (tiny_config / "scales" / "other.yaml").write_text("name: other\nlike: tiny\n")
+    with pytest.raises(UserError, match="description is missing"):
+        load(tiny_config, scale="other")
+
+
+def test_a_file_that_is_no_scale_stops_no_other(tiny_config):
+    (tiny_config / "scales" / "half.yaml").write_text("name: [")
+    (tiny_config / "scales" / ".#tiny.yaml").symlink_to("nobody@nowhere")
+    other_scale(tiny_config, like="tiny")
+    assert load(tiny_config).variations == ("other",)
+
+
+def test_a_factor_may_miss_a_whole_number_by_rounding(tiny_config):
+    edit(tiny_config, SCALE, run={"epochs": 100})
+    other_scale(tiny_config, like="tiny", times={"epochs": 1.1})
+    assert load(tiny_config, scale="other").cells[0].run.epochs == 110

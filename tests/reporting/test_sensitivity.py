@@ -9,6 +9,7 @@ import yaml
 from small_world import STUDY, World
 
 from peregrine.config.load import load
+from peregrine.errors import UserError
 from peregrine.reporting.document import document, read_study
 from peregrine.reporting.figures import pictures
 from peregrine.reporting.report import report
@@ -21,6 +22,9 @@ FIGURE = {
     "groups": {"all": ["small", "large"]},
     "panels": [{"metric": "linear/accuracy", "label": "linear, %", "percent": True}],
 }
+NOT_LOOKED_AT = (
+    "Not looked at: no test of it has all of its rows at a variation, trained and changed."
+)
 OTHER_SIDE = {0: (0.7, 0.5), 1: (0.71, 0.51), 2: (0.72, 0.52)}
 
 
@@ -85,7 +89,7 @@ def test_values_of_each_scale_stand_apart(world):
 
 def test_a_test_keeps_its_side_or_turns(world):
     folder = collected(world)
-    assert sentence(folder) == "Not looked at: the variations run too few of its rows."
+    assert sentence(folder) == NOT_LOOKED_AT
     there(world, "mini-long", {0: (0.4, 0.8), 1: (0.42, 0.81)})
     assert sentence(collected(world)) == (
         "1 of its 1 tests measured here were repeated under 1 variation. All keep their side."
@@ -98,11 +102,48 @@ def test_a_test_keeps_its_side_or_turns(world):
     )
     there(world, "mini-fast", OTHER_SIDE)
     assert "Clearly turned: large against small (twice the rate)." in sentence(collected(world))
-    assert sentence(folder, 1) == "Not looked at: the variations run too few of its rows."
+    assert sentence(folder, 1) == NOT_LOOKED_AT
     (found,) = json.loads((folder / "sensitivity.json").read_text())[0]["tests"]
     assert found["effect"] == pytest.approx(0.2)
     assert found["variations"]["mini-fast"]["effect"] == pytest.approx(-0.2)
     assert found["variations"]["mini-long"]["seeds"] == 2
+
+
+def test_what_the_choice_does_not_concern_does_not_count(world):
+    """A scale that changes nothing has the very runs of this one."""
+    for name in ("mini-long", "mini-fast"):
+        path = world.config / "scales" / f"{name}.yaml"
+        path.write_text(path.read_text().partition("times")[0])
+    assert sentence(collected(world)) == NOT_LOOKED_AT
+
+
+def test_seeds_that_fail_there_are_named(world):
+    there(world, "mini-fast", OTHER_SIDE)
+    there(world, "mini-long", {0: (0.4, 0.8), 1: (0.42, 0.81)})
+    here, world.project = world.project, load(world.config, scale="mini-long")
+    world.ended("large", 1, "nan")
+    world.project = here
+    said = sentence(collected(world))
+    assert said.endswith("Failed or mixed seeds under: twice the epochs (large, c = 4096).")
+
+
+def test_an_effect_of_nothing_but_rounding_is_on_no_side(world, tmp_path, monkeypatch):
+    """.4328 - .4265 + .4460 - .4523 is 0 but for the last bits; the notebook sees six decimals."""
+    there(world, "mini-fast", {0: (0.4265, 0.4328), 1: (0.4523, 0.4460)})
+    folder = collected(world)
+    (found,) = json.loads((folder / "sensitivity.json").read_text())[0]["tests"]
+    assert found["variations"]["mini-fast"]["effect"] == 0
+    assert found["variations"]["mini-fast"]["turned"] == "other side"
+    monkeypatch.chdir(Path(__file__).parents[2])
+    report(world.project, "toy", world.results, tmp_path / "reports", world.config)
+
+
+def test_two_scales_of_one_description_are_refused(world):
+    for name in ("mini-long", "mini-fast"):
+        path = world.config / "scales" / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"description": "d"}))
+    with pytest.raises(UserError, match="mini-fast and mini-long have one description"):
+        collected(world)
 
 
 def test_the_report_says_so_and_the_notebook_recomputes_it(world, tmp_path, monkeypatch):

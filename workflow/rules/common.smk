@@ -205,7 +205,10 @@ def replicates_of_study(wildcards):
 @cache
 def variations():
     """The scales that are like this one."""
-    return [load(scale=name) for name in PROJECT.variations]
+    try:
+        return [load(scale=name) for name in PROJECT.variations]
+    except UserError as error:
+        raise WorkflowError(str(error))
 
 
 def variations_of_study(wildcards):

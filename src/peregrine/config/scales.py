@@ -1,6 +1,8 @@
 """Scales, which may be like another, and what they multiply."""
 
+import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,12 @@ def read_scale(path: Path) -> Scale:
     """A scale, laid over the one that it is like."""
     data = read_yaml(path)
     if isinstance(like := data.get("like"), str):
-        base = path.with_name(f"{like}.yaml")
-        if like == path.stem or not base.is_file():
-            known = sorted(each.stem for each in path.parent.glob("*.yaml") if each != path)
+        known = sorted(each.stem for each in _beside(path))
+        if like not in known:
             raise UserError(f"{path}: like: no other scale '{like}'; {known_names(like, known)}")
-        below = read_yaml(base)
+        if "description" not in data:
+            raise UserError(f"{path}: description is missing: say in a few words what differs")
+        below = read_yaml(path.with_name(f"{like}.yaml"))
         if "like" in below:
             raise UserError(f"{path}: like: scale '{like}' is itself like another; name that one")
         data = merge(below, data)
@@ -27,10 +30,20 @@ def read_scale(path: Path) -> Scale:
 
 
 def scales_like(path: Path) -> Iterator[str]:
-    """The names of the scales beside `path` that are like it, sorted."""
-    for other in sorted(path.parent.glob("*.yaml")):
-        if other != path and read_yaml(other).get("like") == path.stem:
-            yield other.stem
+    """The names of the scales beside `path` that are like it, sorted.
+
+    A file that cannot be read says so when it is asked for, and stops no other scale.
+    """
+    for other in _beside(path):
+        with suppress(UserError):
+            if read_yaml(other).get("like") == path.stem:
+                yield other.stem
+
+
+def _beside(path: Path) -> list[Path]:
+    """The other scales' files."""
+    found = sorted(path.parent.glob("*.yaml"))
+    return [each for each in found if each != path and not each.name.startswith(".")]
 
 
 def multiplied(data: dict[str, Any], times: Mapping[str, float], where: str) -> dict[str, Any]:
@@ -48,7 +61,11 @@ def multiplied(data: dict[str, Any], times: Mapping[str, float], where: str) -> 
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(f"{where}: times: option '{path}' is not a number")
         product = value * factor
-        if isinstance(value, int) and product != int(product):
-            raise UserError(f"{where}: times: {path} {value} times {factor:g} is not whole")
-        place[last] = int(product) if isinstance(value, int) else product
+        if isinstance(value, int):
+            # 100 times 1.1 is 110.00000000000001.
+            whole = round(product) if math.isfinite(product) else math.inf
+            if not math.isclose(product, whole, rel_tol=1e-9) or whole == math.inf:
+                raise UserError(f"{where}: times: {path} {value} times {factor:g} is not whole")
+            product = whole
+        place[last] = product
     return data

@@ -86,7 +86,7 @@ def bundle(
 
     Args:
         own: leave out what is adopted: a bundle of one part of a campaign.
-        slim: matrices, most of a seed's bytes, of the scale's first seed alone: figures show one.
+        slim: matrices, most of a seed's bytes, of the first finished seed alone: figures show one.
 
     Returns:
         (number of seeds packed, a line for each that was not).
@@ -109,8 +109,11 @@ def bundle(
             if state.status not in ("finished", "older code", *FAILED):
                 others.append(f"{run}, seed {seed}: {state.status}")
                 continue
+            if state.status in FAILED and "not evaluated" in state.detail:
+                others.append(f"{run}, seed {seed}: {state.status}, not evaluated yet")
+                continue
             found = dict(_of_seed(place, weights))
-            if slim and seed != project.scale.seeds[0]:
+            if slim and seed != _shown(results, run, project.scale.seeds):
                 found.pop(MATRICES, None)
             if weights and not set(WEIGHTS) <= set(found):
                 others.append(f"{run}, seed {seed}: its weights are not here")
@@ -122,6 +125,15 @@ def bundle(
         raise UserError(f"scale {project.scale.name} has nothing finished to pack{why}")
     _write(path, packed, "weights" if weights else "metrics")
     return count, others
+
+
+def _shown(results: Path, run: str, seeds: Iterable[int]) -> int | None:
+    """The first seed that has finished, here or adopted."""
+    for seed in seeds:
+        path = seed_folder(results, run, seed) / "outcome.json"
+        if path.is_file() and files.read_json(path).get("status") == "finished":
+            return seed
+    return None
 
 
 def _of_seed(place: Path, weights: bool) -> Iterator[tuple[str, Path]]:

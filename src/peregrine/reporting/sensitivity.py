@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from peregrine import files
 from peregrine.config.load import Project, load
 from peregrine.config.study import Claim, Study
+from peregrine.errors import UserError
 from peregrine.reporting.claims import Finding, measured
 from peregrine.reporting.published import read_csv
 from peregrine.reporting.records import Evidence, read_records
@@ -54,6 +55,11 @@ def write_sensitivity(
         for path in paths:
             path.unlink(missing_ok=True)
         return []
+    said: dict[str, str] = {}
+    for name, other in others.items():
+        twin = said.setdefault(other.scale.description, name)
+        if twin != name:
+            raise UserError(f"scales {twin} and {name} have one description; make them two")
     lines: list[Elsewhere] = []
     found: dict[str, Evidence] = {}
     for name, other in others.items():
@@ -102,7 +108,8 @@ def turned(
     """How the tests of a claim fare at scales like this one.
 
     A test keeps its side where its effect is on the same side of its threshold; it turns clearly
-    where the 95 % t intervals of both exclude the threshold.
+    where the 95 % t intervals of both exclude the threshold. Where all trained rows of a test are
+    the very runs of this scale, the choice does not concern it.
 
     Returns:
         id, sentence, and for every test its effect here and, by scale, there.
@@ -114,7 +121,11 @@ def turned(
     }
     tests = []
     for key, finding in ours.items():
-        beside = {name: found[key] for name, found in theirs.items() if key in found}
+        beside = {
+            name: found[key]
+            for name, found in theirs.items()
+            if key in found and _changed(finding, here, there[name])
+        }
         if beside:
             variations = {
                 name: _as_json(other) | {"turned": _turn(finding, other)}
@@ -125,8 +136,34 @@ def turned(
     return {
         "id": claim.id,
         "tests": tests,
-        "sentence": _sentence(tests, len(ours), described),
+        "sentence": " ".join(
+            filter(None, [_sentence(tests, len(ours), described), _lost(claim, there, described)])
+        ),
     }
+
+
+def _changed(finding: Finding, here: Evidence, there: Evidence) -> bool:
+    """Whether a trained row of a test is another run there."""
+    return any(
+        here.cells[row].run.epochs and here.cells[row].id != there.cells[row].id
+        for row in finding.rows
+    )
+
+
+def _lost(claim: Claim, there: Mapping[str, Evidence], described: Mapping[str, str]) -> str:
+    """Which rows failed or were mixed at which scales: they are in no number."""
+    out = []
+    for name, evidence in there.items():
+        named = dict.fromkeys(row for test in claim.tests for row in (*test.rows, *test.against))
+        lost = [
+            evidence.cells[row].label
+            for row in named
+            if row in evidence.cells
+            and (evidence.records.mixed(row) or any(s.failed for s in evidence.records.seeds(row)))
+        ]
+        if lost:
+            out.append(f"{described[name]} ({listed(lost)})")
+    return f"Failed or mixed seeds under: {'; '.join(out)}." if out else ""
 
 
 def _key(finding: Finding) -> tuple[str, tuple[str, ...]]:
@@ -145,23 +182,23 @@ def _turn(ours: Finding, other: Finding) -> str:
     """'', 'other side' or 'clearly other side' of the threshold; of both, for equality."""
     if ours.test.kind == "equivalent":
         margin = ours.test.threshold
-        inside = [abs(each.found.mean) < margin for each in (ours, other)]
+        inside = [abs(rounded(each.found.mean)) < margin for each in (ours, other)]
         return "" if inside[0] == inside[1] else "other side"
     null = ours.test.threshold
-    sides = [each.found.mean > null for each in (ours, other)]
-    if sides[0] == sides[1] or ours.found.mean == null:
+    means = [rounded(each.found.mean) for each in (ours, other)]  # as claims.json has them
+    if (means[0] > null) == (means[1] > null) or means[0] == null:
         return ""
-    apart = all(
-        each.found.low is not None and not each.found.low <= null <= each.found.high
-        for each in (ours, other)
-    )
+    ends = [each.interval for each in (ours, other)]
+    apart = all(each and not each[0] <= null <= each[1] for each in ends)
     return "clearly other side" if apart else "other side"
 
 
 def _sentence(tests: Sequence[Mapping], measured: int, described: Mapping[str, str]) -> str:
     """What a claim's verdict depends on, in words."""
     if not tests:
-        return "Not looked at: the variations run too few of its rows."
+        return (
+            "Not looked at: no test of it has all of its rows at a variation, trained and changed."
+        )
     names = dict.fromkeys(name for test in tests for name in test["variations"])
     turns: dict[str, dict[str, list[str]]] = {"clearly other side": {}, "other side": {}}
     for test in tests:

@@ -377,7 +377,7 @@ def _files(folder: Path, all_of_it: bool = False) -> dict[str, Path]:
     found = {
         path.relative_to(folder).as_posix(): path
         for path in sorted(folder.rglob("*"))
-        if path.is_symlink() or not path.is_dir()
+        if (path.is_symlink() or not path.is_dir()) and path != folder / BUNDLES
     }
     return {n: p for n, p in found.items() if all_of_it or not n.startswith(f"{BUNDLES}/")}
 
