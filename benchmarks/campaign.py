@@ -28,14 +28,12 @@ from peregrine.cli.options import INTERRUPTED
 from peregrine.cli.together import end_with_parent
 from peregrine.config.load import Cell, Project, load
 from peregrine.config.reading import known_names
+from peregrine.config.resources import COMMANDS, STEPS
 from peregrine.errors import UserError
 from peregrine.places import own_folder, seed_folder
 from peregrine.reporting.bundles import bundle
 from peregrine.reporting.records import FAILED, read_seed
 
-STEPS = ("pretrain", "extract", "evaluate", "diagnose")
-EXTRA = {"detection": "detect"}
-"""Commands of evaluations that are called otherwise."""
 ON_DEVICE = ("pretrain", "extract", "robustness", "detect")
 """Steps that gain by a GPU."""
 DONE = ("finished", "older code", *FAILED)
@@ -64,7 +62,7 @@ def chosen(project: Project, patterns: Sequence[str]) -> list[Cell]:
 
 def commands(cell: Cell, seed: int, trained: bool, options: Namespace, results: Path) -> Steps:
     """What a seed still needs."""
-    extra = (EXTRA.get(each, each) for each in cell.evaluations)
+    extra = (COMMANDS.get(each, each) for each in cell.evaluations)
     for step in (*(STEPS[1:] if trained else STEPS), *extra):
         device = ["--device", options.device] if step in ON_DEVICE else []
         yield [

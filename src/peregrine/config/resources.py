@@ -57,6 +57,10 @@ NEEDS = {
     "evaluate": Needs(2000, 1, False),
     "diagnose": Needs(2000, 1, False),
 }
+STEPS = tuple(NEEDS)
+"""Of every run, in their order."""
+COMMANDS = {"detection": "detect"}
+"""Commands of extra evaluations that are called otherwise."""
 LARGE = {
     # Ten batches of images of 256 px on the host, and what CUDA takes.
     ("imagenet100", "pretrain"): Needs(16_000, LEAST, True),

@@ -28,6 +28,7 @@ from peregrine import files
 from peregrine.config import fingerprint
 from peregrine.config.detection import DetectionFile
 from peregrine.config.load import Cell, Project, load, read_yaml, validate
+from peregrine.config.resources import COMMANDS, STEPS
 from peregrine.errors import UserError
 from peregrine.places import ADOPTED, adopted_folder, is_adopted
 from peregrine.reporting.bundles import adopt
@@ -53,10 +54,6 @@ KEPT = (
 """What a snapshot has of a study; figures only if its report shows them."""
 
 PICTURE = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=\s]+)")
-
-STEPS = ("pretrain", "extract", "evaluate", "diagnose")
-COMMANDS = {"detection": "detect"}
-"""Commands of extra evaluations that are called otherwise."""
 
 
 def scales(published: Path) -> list[str]:
