@@ -22,6 +22,9 @@ START, END = "<!-- verdicts -->\n", "<!-- /verdicts -->\n"
 FITS = 50
 """Characters that a verdict may have in its cell; what is longer stands below the table."""
 
+VOTES = {"supported": "for", "contradicted": "against", "undecided": "open"}
+"""Verdict of a test -> what a mixed claim calls it."""
+
 NAMES = {"ami": "AMI", "nmi": "NMI"}
 
 Claims = dict[str, list[dict[str, Any]]]
@@ -48,11 +51,7 @@ def block(root: Path) -> str:
         by_verdict.setdefault(claim["verdict"], []).append(claim["id"])
     counted = "; ".join(f"{verdict} {', '.join(ids)}" for verdict, ids in by_verdict.items())
     if others:
-        lines += [
-            "In brackets: the smallest true effect that the seeds would have shown, with"
-            f" {POWER:.0%} power; of several tests, that of the most and of the least able.",
-            "",
-        ]
+        lines += [explained(table, below), ""]
     again = "`make demo`, `make published` for the other columns" if others else "`make demo`"
     lines += [f"To regenerate: {again}, then `make readme`.", ""]
     lines += [f"Statements of FALCON's theory, by minimisation without a backbone: {counted}."]
@@ -101,20 +100,40 @@ def verdicts(demo: Claims, others: Mapping[str, Claims]) -> tuple[list[str], lis
     return lines, [*below, ""] if below else []
 
 
+def explained(table: Sequence[str], below: Sequence[str]) -> str:
+    """The words of the table that need it."""
+    text = " ".join([*table, *below])
+    out = []
+    if "could show" in text:
+        out.append(
+            "What seeds could show: the smallest true effect that they would have found with"
+            f" {POWER:.0%} power, were the standard deviation the measured one; of several tests,"
+            " that of the most and of the least able."
+        )
+    if "interim" in text:
+        out.append("Interim: planned seeds are still missing.")
+    if " for, " in text:
+        out.append("For, against, open: tests that support, contradict, or are undecided.")
+    return " ".join(out)
+
+
 def verdict(claim: Mapping[str, Any]) -> str:
     return claim["verdict"].partition(" @")[0]
 
 
 def said(claim: Mapping[str, Any]) -> tuple[str, str]:
     """(verdict, with what an undecided claim could have shown; that, where it is too long)."""
-    name = verdict(claim)
-    if name != "undecided":
-        return name, ""
-    effects = smallest_effects(claim["tests"])
-    cell = f"{name} (could show {'; '.join(effects)})"
-    if not effects:
-        return f"{name} ({without_effect(claim['tests'])})", ""
-    return (cell, "") if len(cell) <= FITS else (f"{name} (see below)", "; ".join(effects))
+    name, more = verdict(claim), ""
+    about = ["interim"] if claim["interim"] and name != "not run" else []
+    if name == "mixed":
+        about += [", ".join(f"{claim['votes'].get(kind, 0)} {word}" for kind, word in VOTES.items())]
+    if name == "undecided":
+        more = "; ".join(smallest_effects(claim["tests"]))
+        about += [f"could show {more}" if more else without_effect(claim["tests"])]
+    cell = f"{name} ({', '.join(about)})" if about else name
+    if not more or len(cell) <= FITS:
+        return cell, ""
+    return f"{name} ({', '.join([*about[:-1], 'see below'])})", more
 
 
 def smallest_effects(tests: Sequence[Mapping[str, Any]]) -> list[str]:

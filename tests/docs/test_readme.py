@@ -50,8 +50,9 @@ def finding(verdict="undecided", detectable=0.012, **over) -> dict:
     return given | {"verdict": verdict, "detectable": detectable} | over
 
 
-def claim(*tests, verdict="undecided @cpu", name="A1") -> dict:
-    return {"id": name, "statement": "It helps.", "verdict": verdict, "tests": list(tests)}
+def claim(*tests, verdict="undecided @cpu", name="A1", votes=None, interim=False) -> dict:
+    given = {"id": name, "statement": "It helps.", "verdict": verdict, "tests": list(tests)}
+    return given | {"votes": votes or {}, "interim": interim}
 
 
 @pytest.mark.parametrize(
@@ -87,8 +88,23 @@ def test_an_undecided_claim_says_what_it_could_have_shown(tests, cell, below):
     assert readme.said(claim(*tests)) == (cell, below)
 
 
-def test_a_decided_claim_is_its_verdict_alone():
-    assert readme.said(claim(finding(), verdict="mixed @cpu")) == ("mixed", "")
+def test_a_decided_claim_is_its_verdict_and_a_mixed_one_says_of_how_many_tests():
+    assert readme.said(claim(finding(), verdict="supported @cpu")) == ("supported", "")
+    mixed = claim(verdict="mixed @cpu", votes={"supported": 2, "contradicted": 1, "not run": 4})
+    assert readme.said(mixed) == ("mixed (2 for, 1 against, 0 open)", "")
+
+
+def test_a_verdict_is_interim_while_planned_seeds_are_missing():
+    assert readme.said(claim(verdict="supported @cpu", interim=True))[0] == "supported (interim)"
+    assert readme.said(claim(verdict="not run @cpu", interim=True))[0] == "not run"
+    cell = "undecided (interim, could show 1.2 points)"
+    assert readme.said(claim(finding(), interim=True)) == (cell, "")
+    short = claim(finding(), finding(metric="codes/ami"), interim=True)
+    below = "1.2 points; 0.012 in AMI"
+    assert readme.said(short) == ("undecided (interim, see below)", below)
+    text = readme.explained(["| supported (interim) |"], [])
+    assert text == "Interim: planned seeds are still missing."
+    assert readme.explained(["| mixed | not run |"], []) == ""
 
 
 def repository(root: Path, published: dict[str, list[str]]) -> Path:
@@ -133,7 +149,7 @@ def test_the_table_has_a_column_for_each_scale_that_is_published(tmp_path):
     shown = "undecided (could show 1.2 points)"
     assert rows["A1"] == ["undecided", shown, "\u2013"]
     assert rows["B7"] == ["undecided", "\u2013", shown]
-    assert "that the seeds would have shown, with 80% power;" in text
+    assert "the smallest true effect that they would have found with 80% power," in text
     assert "`make published`" in text and "supported T1; mixed T2." in text
     readme.main(["--check"], root)
     path = root / "reports/published/cpu/falcon/claims.json"

@@ -48,8 +48,8 @@ def evidence(values: dict[str, dict], status: dict[tuple[str, int], str] | None 
     return Evidence(study, CELLS, Records(measurements, runs), {}, "demo", "std")
 
 
-def claim(*tests: dict, not_run: str = "") -> Claim:
-    return Claim(id="X", statement="S", tests=tests, not_run=not_run)
+def claim(*tests: dict, not_run: str = "", any_test: bool = False) -> Claim:
+    return Claim(id="X", statement="S", tests=tests, not_run=not_run, any_test=any_test)
 
 
 def asked(kind: str, rows="a", against="", **over) -> dict:
@@ -231,6 +231,8 @@ def test_trend_is_the_slope_per_tenfold_of_each_seed():
     assert "not run at scale demo: d" in result["reason"]
     result = found([asked("trend", "abc", option="method.codes")], values)
     assert result["verdict"] == "supported @demo"
+    means = [[CODES[row], pytest.approx(0.1 * x, abs=1e-6)] for row, x in steps.items()]
+    assert result["tests"][0]["levels"] == sorted(means, key=lambda level: level[0])
     falling = {row: {"m": values[other]["m"]} for row, other in zip("abc", "cba", strict=True)}
     result = found([asked("trend", "abc", option="method.codes")], falling)
     assert result["verdict"] == "contradicted @demo"
@@ -321,6 +323,56 @@ def test_a_row_that_is_not_run_might_have_been_the_one():
     assert found([test], values)["verdict"] == "undecided @demo"
     # One is enough, whatever the row that is not run would have shown.
     assert found([test], {"a": {"m": LOW}, "b": {"m": HIGH}})["verdict"] == "supported @demo"
+
+
+@pytest.mark.parametrize(
+    ("series", "verdict"),
+    [
+        ((HIGH, WIDE), "supported"),
+        ((HIGH, LOW), "supported"),
+        ((WIDE, LOW), "undecided"),
+        ((LOW, LOW), "contradicted"),
+        ((HIGH, [None] * 3), "supported"),
+        ((LOW, [None] * 3), "contradicted"),
+        (([None] * 3, [None] * 3), "not run"),
+    ],
+)
+def test_one_test_may_be_enough_for_a_claim(series, verdict):
+    values = {"a": {"m": series[0]}, "b": {"m": series[1]}}
+    tests = [asked("above", each, threshold=0.3) for each in "ab"]
+    result = found(tests, values, any_test=True)
+    assert result["verdict"] == f"{verdict} @demo"
+    assert result["barred"] == ""
+    # What has no test is not shown by another part.
+    result = found(tests, values, any_test=True, not_run="the other half has no rows")
+    assert result["verdict"].partition(" @")[0] == verdict.replace("supported", "undecided")
+
+
+def test_votes_are_counted_by_test_and_what_rules_out_support_is_said():
+    values = {"a": {"m": HIGH}, "b": {"m": LOW}}
+    either = asked("above", "ab", threshold=0.3, any_row=True)
+    result = found([either, asked("above", "ab", threshold=0.3)], values)
+    assert result["votes"] == {"contradicted": 1, "supported": 2}
+    assert (result["barred"], result["interim"]) == ("", False)
+    partly = asked("difference", "a", "d")
+    result = found([either, partly, partly], values)
+    assert result["votes"] == {"not run": 2, "supported": 1}
+    assert result["barred"] == "2 of its tests lack rows here"
+    assert found([either, partly], values)["barred"] == "1 of its tests lacks rows here"
+    assert found([partly], values, not_run="no")["barred"] == "a part of it has no test"
+    # A row of any that would do bars nothing, but no refutation of it is complete.
+    test = asked("above", "abd", threshold=0.3, any_row=True)
+    result = found([test], values)
+    assert result["barred"] == ""
+    assert "that no row does it cannot be shown here" in result["reason"]
+
+
+def test_a_verdict_without_all_planned_seeds_is_interim():
+    values = {"a": {"m": HIGH[:2]}}
+    result = judge(claim(asked("above")), evidence(values, {("a", 2): "missing"}))
+    assert result["interim"] is True
+    result = judge(claim(asked("above")), evidence(values, {("a", 2): "collapsed"}))
+    assert result["interim"] is False  # it will not come
 
 
 def test_a_claim_with_an_untested_part_is_never_supported():

@@ -394,8 +394,8 @@ def test_a_part_of_the_data_is_described(collected):
     assert "held-out" not in facts["data set"][0]
 
 
-def test_the_notebook_counts_seeds_as_they_ended_where_a_test_says_so(collected, tmp_path):
-    """It raises where its verdicts are not those of claims.json."""
+def test_the_notebook_judges_by_the_rules_that_claims_declare(collected, tmp_path):
+    """Seeds as they ended, one test that will do. It raises where claims.json says otherwise."""
     from peregrine.reporting.collect import collect
 
     world = type(collected)(tmp_path)
@@ -407,10 +407,18 @@ def test_the_notebook_counts_seeds_as_they_ended_where_a_test_says_so(collected,
     test = {"kind": "above", "metric": "linear/accuracy", "rows": ["c16"], "threshold": 0.1}
     tests = [test | {"label": rule, "on_failure": rule} for rule in ("undecided", "as measured")]
     study = world.project.study("toy").model_dump(mode="json")
-    study["claims"] = [{"id": "A1", "statement": "S", "tests": tests}]
+    one = {"id": "A2", "statement": "S", "tests": tests, "any_test": True}
+    barred = one | {"id": "A3", "not_run": "a part has no row"}
+    study["claims"] = [{"id": "A1", "statement": "S", "tests": tests}, one, barred]
     study = type(world.project.study("toy")).model_validate(study)
     project = replace(world.project, studies={"toy": study})
     collect(project, "toy", world.results, world.config)
     report(project, "toy", world.results, world.reports, world.config)
-    [claim] = json.loads((world.folder / "claims.json").read_text())
-    assert [each["verdict"] for each in claim["tests"]] == ["undecided", "supported"]
+    claims = json.loads((world.folder / "claims.json").read_text())
+    assert [each["verdict"] for each in claims[0]["tests"]] == ["undecided", "supported"]
+    verdicts = [claim["verdict"].partition(" @")[0] for claim in claims]
+    assert verdicts == ["undecided", "supported", "undecided"]
+    printed = files.read_json(world.reports / "paper" / "toy.json")["printed"]
+    votes = "tests: 1 supported, 1 undecided"
+    why = "cannot be supported at this scale, as a part of it has no test"
+    assert [claim["state"] for claim in printed["claims"]] == [votes, votes, f"{votes}; {why}"]

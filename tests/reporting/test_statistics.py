@@ -53,6 +53,15 @@ def test_the_interval_covers_the_truth_95_times_in_100(k):
     assert np.mean([f.low <= 0 <= f.high for f in found]) == pytest.approx(0.95, abs=ERROR)
 
 
+@pytest.mark.parametrize("k", [2, 5])
+def test_the_true_standard_deviation_is_in_its_range_95_times_in_100(k):
+    low, high = statistics.sd_range(k)
+    measured = np.random.default_rng(k).normal(size=(DRAWS, k)).std(axis=1, ddof=1)
+    inside = (low * measured <= 1) & (high * measured >= 1)
+    assert np.mean(inside) == pytest.approx(0.95, abs=ERROR)
+    assert np.mean(low * measured > 1) == pytest.approx(0.025, abs=ERROR)
+
+
 @pytest.mark.parametrize(("k", "n"), [(3, 1), (5, 1), (10, 1), (5, 4)])
 def test_the_prediction_interval_misses_5_times_in_100(k, n):
     rng = np.random.default_rng(k + n)

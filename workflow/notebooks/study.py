@@ -58,7 +58,8 @@ show(pd.DataFrame(printed["stands_in"], columns=["what stands in", "study as wri
 
 # %%
 reported = pd.DataFrame(claims, columns=["id", "statement", "verdict"])
-show(reported.assign(remark=[claim["reason"] for claim in printed["claims"]]))
+states = [[claim["state"], claim["reason"]] for claim in printed["claims"]]
+show(reported.assign(remark=["; ".join(filter(None, state)) for state in states]))
 
 # %% [markdown]
 # ## Recomputed from the measurements
@@ -291,8 +292,8 @@ print(f"{compared} cells recomputed, all equal to tables/*.csv to six decimals")
 # undecided. A test with a failed seed says what the study declared for that case. A claim needs all
 # of its tests; a contradiction beside a support is mixed; a part without a test, or a test of which
 # this scale runs only some rows, rules out "supported". A test of which it runs no row is of other
-# data or another net and has no say. Where a test asks for any row, one that supports it is enough
-# and only all of them contradict it.
+# data or another net and has no say. Where a test asks for any row, or a claim for any test, one that
+# supports it is enough and only all of them contradict it.
 
 
 # %%
@@ -392,10 +393,13 @@ def parts_of(test, verdicts):
     return ["supported" if "supported" in verdicts else "contradicted" if none else "undecided"]
 
 
-def claim_verdict(verdicts, has_gap):
+def claim_verdict(verdicts, has_gap, any_test):
     kinds = set(verdicts)
     if kinds <= {"not run"}:
         return "not run"
+    if any_test:
+        found = kinds - {"not run"}
+        kinds = found & {"supported"} or (found if len(found) == 1 else {"undecided"})
     if "contradicted" in kinds:
         return "mixed" if "supported" in kinds else "contradicted"
     return "supported" if kinds == {"supported"} and not has_gap else "undecided"
@@ -431,13 +435,15 @@ for claim, theirs, said in zip(declared["claims"], claims, printed["claims"]):
     named = [{row for part in parts for row in test[part]} for test in claim["tests"]]
     here = [i for i, rows in enumerate(named) if rows & set(declared["rows"])]
     whole = [i for i in here if not claim["tests"][i]["any_row"]]
-    has_gap = bool(claim["not_run"]) or any(named[i] - set(declared["rows"]) for i in whole)
+    gaps = [i for i in whole if named[i] - set(declared["rows"])]
+    has_gap = bool(claim["not_run"]) or bool(gaps and not claim["any_test"])
     together = [
         verdict
         for test in [claim["tests"][i] for i in here]
         for verdict in parts_of(test, [v for f, v in zip(found, verdicts) if f[0] is test])
     ]
-    verdict = f"{claim_verdict(together, has_gap)} @{scale}"
+    assert {v: together.count(v) for v in together} == theirs["votes"], claim["id"]
+    verdict = f"{claim_verdict(together, has_gap, claim['any_test'])} @{scale}"
     assert verdict == theirs["verdict"], f"claim {claim['id']}: {verdict}"
     page.append([claim["id"], claim["statement"], "", *[np.nan] * 4, verdict])
 header = ["claim", "test", "seed: its number", "mean", "low", "high", "p (Holm)", "verdict"]

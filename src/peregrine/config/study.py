@@ -170,6 +170,9 @@ class Claim(Model):
     not_run: str = Field(
         "", description="Why no test covers the claim, or a part of it: then never 'supported'."
     )
+    any_test: bool = Field(
+        False, description="One test that supports is enough; else all of them must."
+    )
 
     @model_validator(mode="after")
     def _explained(self) -> "Claim":

@@ -8,6 +8,7 @@ the other side contradicts, anything else is undecided, with the smallest effect
 seeds could have shown. Verdicts judge the direction at their scale, never a published number.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -50,6 +51,7 @@ class Finding:
     lost: int = 0  # of the failed ones, those that leave no conclusion
     remark: str = ""
     lacking: tuple[str, ...] = ()  # rows that the scale does not run, so that nothing is tested
+    levels: Mapping[float, float] = field(default_factory=dict)  # of a trend: option -> mean
     p: float | None = None  # Holm-corrected
     detectable: float | None = None
 
@@ -116,6 +118,7 @@ class Finding:
             "remark": self.notes(),
             "evidence": list(self.rows),
             "lacking": list(self.lacking),
+            "levels": [[option, rounded(mean)] for option, mean in self.levels.items()],
         }
 
 
@@ -126,21 +129,23 @@ def judge(claim: Claim, evidence: Evidence) -> dict[str, Any]:
     that supports it is 'mixed', and a part that no test covers, or a test of which the scale runs
     only some rows, keeps it from being 'supported'. A test of which the scale runs no row is of
     other data or another net: it is named, and the verdict, which is the scale's, is left to the
-    others. Where any row will do, one that supports is enough, and all must contradict.
-    `effect` and `interval` are those of the first test with the claim's own verdict.
+    others. Where any row, or any test, will do, one that supports is enough, and all must contradict.
+
+    `effect` and `interval` are those of the first test with the claim's own verdict, `votes` the
+    number of tests behind each verdict; `barred` says why it cannot be 'supported' at this scale,
+    and while planned seeds are missing the verdict is `interim`.
     """
     findings = measured(claim, evidence)
     here = [test for test in claim.tests if _present(test, evidence)]
-    verdict = _combined(
-        [
-            verdict
-            for _, part in groupby(findings, lambda f: id(f.test))
-            if (of_test := list(part))[0].test in here
-            for verdict in _parts(of_test)
-        ]
-    )
-    gaps = any(set(_named(test)) - set(evidence.cells) and not test.any_row for test in here)
-    if verdict == "supported" and (claim.not_run or gaps):
+    votes = [
+        verdict
+        for _, part in groupby(findings, lambda f: id(f.test))
+        if (of_test := list(part))[0].test in here
+        for verdict in _parts(of_test)
+    ]
+    verdict = _combined(votes, claim.any_test)
+    barred = _barred(claim, here, evidence)
+    if verdict == "supported" and barred:
         verdict = "undecided"
     valued = [finding for finding in findings if finding.values]
     lead = next((f for f in valued if f.verdict == verdict), valued[0] if valued else None)
@@ -148,6 +153,9 @@ def judge(claim: Claim, evidence: Evidence) -> dict[str, Any]:
         "id": claim.id,
         "statement": claim.statement,
         "verdict": f"{verdict} @{evidence.scale}",
+        "votes": dict(sorted(Counter(votes).items())),
+        "barred": barred,
+        "interim": any(finding.missing for finding in findings),
         "scale": evidence.scale,
         "tests": [finding.as_json() for finding in findings],
         "effect": rounded(lead.found.mean) if lead else None,
@@ -188,10 +196,26 @@ def _parts(findings: Sequence[Finding]) -> list[str]:
     return ["supported" if "supported" in verdicts else "contradicted" if none else "undecided"]
 
 
-def _combined(verdicts: Sequence[str]) -> str:
+def _barred(claim: Claim, here: Sequence[Test], evidence: Evidence) -> str:
+    """Why the claim cannot be 'supported' at this scale, whatever its seeds say."""
+    if claim.not_run:
+        return "a part of it has no test"
+    gaps = [
+        test for test in here if set(_named(test)) - set(evidence.cells) and not test.any_row
+    ]
+    if not gaps or claim.any_test:
+        return ""
+    tests = "1 of its tests" if len(gaps) == 1 else f"{len(gaps)} of its tests"
+    return f"{tests} lack{'s' * (len(gaps) == 1)} rows here"
+
+
+def _combined(verdicts: Sequence[str], any_test: bool) -> str:
     kinds = set(verdicts)
     if kinds <= {"not run"}:
         return "not run"
+    if any_test:
+        found = kinds - {"not run"}
+        kinds = found & {"supported"} or (found if len(found) == 1 else {"undecided"})
     if "contradicted" in kinds:
         return "mixed" if "supported" in kinds else "contradicted"
     return "supported" if kinds == {"supported"} else "undecided"
@@ -224,6 +248,7 @@ def _measured(test: Test, evidence: Evidence) -> Iterator[Finding]:
     remark = f"not run at scale {evidence.scale}" if absent else ""
     if absent and here:
         remark += f": {', '.join(absent)}"
+        remark += "; that no row does it cannot be shown here" * test.any_row
     remark = "; ".join(filter(None, [remark, evidence.unplanned(test.metric)]))
     if test.kind in ("above", "below") and here:
         for row in here:
@@ -235,7 +260,13 @@ def _measured(test: Test, evidence: Evidence) -> Iterator[Finding]:
     if test.kind == "trend":
         levels = _levels(test, here, evidence)
         if len(levels) >= TREND_LEVELS:
-            yield _counted(replace(finding, values=log_slopes(levels)), evidence)
+            slopes = log_slopes(levels)
+            means = {
+                level: sum(series[seed] for seed in slopes) / len(slopes)
+                for level, series in sorted(levels.items())
+                if slopes
+            }
+            yield _counted(replace(finding, values=slopes, levels=means), evidence)
         else:
             short = f"a trend needs {TREND_LEVELS} values of {test.option}"
             remark = "; ".join(filter(None, [remark, short]))

@@ -17,7 +17,7 @@ from peregrine.config.study import Column, Figure, Study, Table
 from peregrine.errors import UserError
 from peregrine.frozen import NOT_AVAILABLE
 from peregrine.reporting.collect import read_collected
-from peregrine.reporting.document_claims import printed_claim
+from peregrine.reporting.document_claims import printed_claim, printed_sd_range
 from peregrine.reporting.figures import pictures
 from peregrine.reporting.noise import FLOOR, PAIRS, printed_noise
 from peregrine.reporting.published import Cells, Published, published_of
@@ -89,6 +89,7 @@ def document(project: Project, study: Study, collected: Collected, config: Path)
             "scale_description": prose(project.scale.description),
             "stands_in": stands_in(project, study, config) + unverified(collected.runs),
             "seeds": tally(collected.runs),
+            "sd_range": printed_sd_range(len(project.scale.seeds)),
             "claims": [
                 printed_claim(claim, declared.not_run, labels)
                 for claim, declared in zip(collected.claims, study.claims, strict=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from peregrine.reporting.statistics import POWER
+from peregrine.reporting.statistics import POWER, sd_range
 from peregrine.reporting.words import NO_BREAK, fixed, listed, plain, prose
 
 
@@ -29,6 +29,7 @@ def printed_claim(
         "statement": prose(claim["statement"]),
         "verdict": verdict,
         "scale": scale,
+        "state": _state(claim),
         "reason": prose(not_run[:1].upper() + not_run[1:]),
         "tests": [
             {
@@ -42,6 +43,22 @@ def printed_claim(
         ],
         "lacking": _lacking([t["lacking"] for t in claim["tests"] if t["lacking"]], labels, scale),
     }
+
+
+def printed_sd_range(seeds: int) -> str:
+    """'0.6 to 2.9': the true standard deviation over the measured one, of as many seeds."""
+    return " to ".join(f"{end:.1f}" for end in sd_range(seeds)) if seeds > 1 else ""
+
+
+def _state(claim: Mapping[str, Any]) -> str:
+    """What stands beside the verdict: 'interim: planned seeds are missing; 3 tests support, ...'."""
+    votes = {kind: n for kind, n in claim["votes"].items() if kind != "not run"}
+    out = ["interim: planned seeds are missing"] if claim["interim"] else []
+    if len(votes) > 1:
+        out.append("tests: " + ", ".join(f"{n} {kind}" for kind, n in sorted(votes.items())))
+    if claim["barred"] and votes:
+        out.append(f"cannot be supported at this scale, as {claim['barred']}")
+    return "; ".join(out)
 
 
 def _lacking(tests: Sequence[Sequence[str]], labels: Mapping[str, str], scale: str) -> str:
@@ -99,6 +116,10 @@ def _test_notes(test: Mapping[str, Any], said: set[int | str]) -> Iterator[str]:
             said.add(part)
         elif not part.startswith(("undecided", "contradicted")):
             yield part
+    if test["levels"]:
+        times, decimals, _ = _unit(test)
+        means = ", ".join(fixed(times * mean, decimals) for _, mean in test["levels"])
+        yield f"at {', '.join(plain(option) for option, _ in test['levels'])}: {means}"
     if test["verdict"] == "undecided" and test["detectable"] is not None:
         shown = "".join(could_show(test))
         what = "a true effect of"

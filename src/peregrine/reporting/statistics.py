@@ -136,6 +136,12 @@ def detectable(sd: float, k: int, *, alpha: float = ALPHA, power: float = POWER)
     return float(shift) * sd / math.sqrt(k)
 
 
+def sd_range(k: int, level: float = 1 - ALPHA) -> tuple[float, float]:
+    """Interval of the true over the measured standard deviation of k >= 2 normal values."""
+    ends = stats.chi2.ppf([(1 + level) / 2, (1 - level) / 2], k - 1)
+    return tuple(float(math.sqrt((k - 1) / end)) for end in ends)
+
+
 def log_slopes(series: Mapping[float, Mapping[int, float]]) -> dict[int, float]:
     """Least-squares slope per tenfold increase of the option, for each seed that has every level.
 
