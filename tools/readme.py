@@ -126,10 +126,11 @@ def said(claim: Mapping[str, Any]) -> tuple[str, str]:
     name, more = verdict(claim), ""
     about = ["interim"] if claim["interim"] and name != "not run" else []
     if name == "mixed":
-        about += [", ".join(f"{claim['votes'].get(kind, 0)} {word}" for kind, word in VOTES.items())]
+        votes = [f"{claim['votes'].get(kind, 0)} {word}" for kind, word in VOTES.items()]
+        about.append(", ".join(votes))
     if name == "undecided":
         more = "; ".join(smallest_effects(claim["tests"]))
-        about += [f"could show {more}" if more else without_effect(claim["tests"])]
+        about.append(f"could show {more}" if more else without_effect(claim["tests"]))
     cell = f"{name} ({', '.join(about)})" if about else name
     if not more or len(cell) <= FITS:
         return cell, ""

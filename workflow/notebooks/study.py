@@ -292,8 +292,8 @@ print(f"{compared} cells recomputed, all equal to tables/*.csv to six decimals")
 # undecided. A test with a failed seed says what the study declared for that case. A claim needs all
 # of its tests; a contradiction beside a support is mixed; a part without a test, or a test of which
 # this scale runs only some rows, rules out "supported". A test of which it runs no row is of other
-# data or another net and has no say. Where a test asks for any row, or a claim for any test, one that
-# supports it is enough and only all of them contradict it.
+# data or another net and has no say. Where a test asks for any row, or a claim for any test, one
+# that supports it is enough and only all of them contradict it.
 
 
 # %%

@@ -129,7 +129,7 @@ def judge(claim: Claim, evidence: Evidence) -> dict[str, Any]:
     that supports it is 'mixed', and a part that no test covers, or a test of which the scale runs
     only some rows, keeps it from being 'supported'. A test of which the scale runs no row is of
     other data or another net: it is named, and the verdict, which is the scale's, is left to the
-    others. Where any row, or any test, will do, one that supports is enough, and all must contradict.
+    others. Where any row or test will do, one that supports is enough, and all must contradict.
 
     `effect` and `interval` are those of the first test with the claim's own verdict, `votes` the
     number of tests behind each verdict; `barred` says why it cannot be 'supported' at this scale,

@@ -51,7 +51,7 @@ def printed_sd_range(seeds: int) -> str:
 
 
 def _state(claim: Mapping[str, Any]) -> str:
-    """What stands beside the verdict: 'interim: planned seeds are missing; 3 tests support, ...'."""
+    """What stands beside the verdict: 'interim: ...; tests: 1 contradicted, 3 supported'."""
     votes = {kind: n for kind, n in claim["votes"].items() if kind != "not run"}
     out = ["interim: planned seeds are missing"] if claim["interim"] else []
     if len(votes) > 1:
