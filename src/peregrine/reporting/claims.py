@@ -200,9 +200,7 @@ def _barred(claim: Claim, here: Sequence[Test], evidence: Evidence) -> str:
     """Why the claim cannot be 'supported' at this scale, whatever its seeds say."""
     if claim.not_run:
         return "a part of it has no test"
-    gaps = [
-        test for test in here if set(_named(test)) - set(evidence.cells) and not test.any_row
-    ]
+    gaps = [test for test in here if set(_named(test)) - set(evidence.cells) and not test.any_row]
     if not gaps or claim.any_test:
         return ""
     tests = "1 of its tests" if len(gaps) == 1 else f"{len(gaps)} of its tests"
