@@ -150,11 +150,13 @@ def test_views_are_named_by_what_they_are_and_described_where_no_preset_is_like_
 def test_one_row_has_nothing_to_differ_in_and_none_nothing_to_say():
     one = {"a": Cell("toy", "a", "A", run(), "x-1")}
     table = trained(one, CONFIG, NOWHERE)
-    assert (table["columns"], table["rows"][0]["cells"]) == ([], [])
-    assert table["shared"].startswith("run 1; ResNet-8, width 128")
+    assert (table["columns"], table["rows"][0]["cells"]) == (["run"], ["1"])
+    assert table["shared"].startswith("ResNet-8, width 128; CIFAR-10, 50,000 images")
+    twice = trained(one | {"b": replace(one["a"], row="b", label="B")}, CONFIG, NOWHERE)
+    assert [(row["cells"], row["same_as"]) for row in twice["rows"]] == [(["1"], ""), ([], "A")]
     untrained = {"a": replace(one["a"], run=run(epochs=0))}
     table = trained(untrained, CONFIG, NOWHERE)
-    assert table == {"shared": "", "columns": [], "rows": [], "untrained": "A"}
+    assert table == {"shared": "", "columns": ["run"], "rows": [], "untrained": "A"}
 
 
 def test_it_stands_in_every_form_of_the_report(collected, tmp_path):

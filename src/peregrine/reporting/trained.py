@@ -54,7 +54,10 @@ def trained(cells: Mapping[str, Cell], config: Path, results: Path) -> dict[str,
         name: {row: fact(setting) for row, setting in settings.items()}
         for name, fact in FACTS.items()
     }
-    differing = [name for name, found in facts.items() if len(set(found.values())) > 1]
+    # A single run has its name too, so that there is always a column.
+    differing = [
+        name for name, found in facts.items() if name == "run" or len(set(found.values())) > 1
+    ]
     shared = [
         _said(name, next(iter(found.values())))
         for name, found in facts.items()
