@@ -51,6 +51,29 @@ def show(frame):
 title, paper, about = (escape(printed[key]) for key in ("title", "paper", "scale_description"))
 display(HTML(f"<h1>{title}</h1><p>A rerun of {paper} at scale <b>{scale}</b>.</p><p>{about}</p>"))
 show(pd.DataFrame(printed["stands_in"], columns=["what stands in", "study as written", "here"]))
+trained = printed["trained"]
+if trained["rows"]:
+    display(HTML("<p>Where several values stand, rows differ: the next table has them by row.</p>"))
+
+# %% [markdown]
+# ## How each row was trained
+# Read from the resolved runs, as configured; a seed that collapsed ended before its last step. The
+# learning rate is the peak as used, after scaling by batch / 256.
+
+# %%
+if trained["shared"]:
+    display(HTML(f"<p>For all rows: {escape(trained['shared'])}.</p>"))
+show(
+    pd.DataFrame(
+        [
+            [row["label"], *(row["cells"] or [f"the same run as {row['same_as']}"])]
+            for row in trained["rows"]
+        ],
+        columns=["", *trained["columns"]],
+    )
+)
+if trained["untrained"]:
+    display(HTML(f"<p>Not trained: {escape(trained['untrained'])}.</p>"))
 
 # %% [markdown]
 # ## Claims and verdicts, as reported
@@ -184,6 +207,20 @@ def cell_verdict(x, failed, share, half_width, n, same_setup):
     return "inconclusive"
 
 
+def random_nmi(codes, sizes):
+    """Expected NMI of uniform random codes with classes of `sizes`: a code's count is binomial."""
+
+    def x_log_x(m):
+        x = np.arange(1, m + 1)
+        return (stats.binom.pmf(x, m, 1 / codes) * x * np.log(x)).sum()
+
+    n, shares = sum(sizes), np.array(sizes) / sum(sizes)
+    of_codes = np.log(n) - codes / n * x_log_x(n)
+    together = np.log(n) - codes / n * sum(x_log_x(m) for m in sizes)
+    of_classes = -(shares * np.log(shares)).sum()
+    return 2 * (of_classes + of_codes - together) / (of_classes + of_codes)
+
+
 def recomputed(table, row, column, known):
     """One cell, as tables/*.csv has it."""
     x = values(row, column["metric"], column["reading"])
@@ -192,7 +229,8 @@ def recomputed(table, row, column, known):
     missing, failed = lost(row, column["metric"], x)
     mean, sd, low, high = interval(x)
     gain, _, gain_low, gain_high = interval(paired(x, other))
-    number, unit, decimals, n = known.get((row, column["label"]), (np.nan, "1", 0, None))
+    unknown = (np.nan, "1", 0, None, False, None, "")
+    number, unit, decimals, n, nmi, codes, tested = known.get((row, column["label"]), unknown)
     unit = {"1": 1.0, "%": 0.01}[unit]
     verdict = "mixed" if row in mixed_rows else ""
     if not verdict and len(x) == 0 and column["reading"] == "released" and row in no_released:
@@ -204,12 +242,14 @@ def recomputed(table, row, column, known):
         verdict = cell_verdict(x, failed, number * unit, half_width, n or 1, same_setup)
         if table["assumed"] and verdict not in ("not run", "failed", "other set-up"):
             verdict += " under declared assumptions"
+    chance = nmi and codes is not None
     return {
         **{"row": row, "column": column["label"]},
         **{"seeds": len(x), "missing": missing, "failed": failed},
         **{"mean": mean, "sd": sd, "low": low, "high": high},
         **{"gain": gain, "gain_low": gain_low, "gain_high": gain_high},
         **{"published": number * unit, "verdict": verdict},
+        "published_chance": random_nmi(codes, declared["test_sets"][tested]) if chance else np.nan,
     }
 
 
@@ -217,7 +257,8 @@ def recomputed(table, row, column, known):
 # ## Tables, recomputed
 # Each line is compared with `tables/*.csv`; then the table is printed from the recomputed numbers:
 # our mean ± half-width of its 95 % interval, the gain over the row's own baseline, the published
-# number in the unit of ours, the verdict. A table of which this scale runs no row is compared and
+# number in the unit of ours - of an NMI with what uniform random codes, as many, give on the same
+# test images -, the verdict. A table of which this scale runs no row is compared and
 # named, but not printed.
 
 
@@ -242,6 +283,8 @@ def text(cell, column):
         lines.append(f"gain {times * cell.gain:+.{digits}f} ({low} to {high})")
     if not pd.isna(cell.published):
         lines.append(f"published {times * cell.published:.4g}")
+    if not pd.isna(cell.published_chance):
+        lines.append(f"random codes {cell.published_chance:.{digits}f}")
     return "\n".join(lines + [cell.verdict] * bool(cell.verdict))
 
 

@@ -16,6 +16,7 @@ from peregrine.config.load import Cell, Project
 from peregrine.config.study import Column, Figure, Study, Table
 from peregrine.errors import UserError
 from peregrine.frozen import NOT_AVAILABLE
+from peregrine.reporting.chance import TEST_SETS
 from peregrine.reporting.collect import read_collected
 from peregrine.reporting.document_claims import printed_claim, printed_sd_range
 from peregrine.reporting.figures import pictures
@@ -25,10 +26,14 @@ from peregrine.reporting.scope import Rows, left_out, measured, shown_figures, s
 from peregrine.reporting.sensitivity import TURNS
 from peregrine.reporting.stands_in import stands_in, unverified
 from peregrine.reporting.tables import overlaid
+from peregrine.reporting.trained import trained
 from peregrine.reporting.words import NO_BREAK, fixed, listed, named, plain, prose
 
 REFERENCES = ("_chance", "_ceiling", "/n_train")
 """Metrics that end so are what others are held against: they have no gain of their own."""
+
+PUBLISHED = ("value", "unit", "decimals", "n", "nmi", "codes", "test_set")
+"""What the notebook is told of a published number."""
 
 Line = dict[str, str]
 
@@ -90,6 +95,7 @@ def document(project: Project, study: Study, collected: Collected, config: Path)
             "stands_in": stands_in(project, study, config) + unverified(collected.runs),
             "seeds": tally(collected.runs),
             "sd_range": printed_sd_range(len(project.scale.seeds)),
+            "trained": trained(cells, config, collected.folder.parents[1]),
             "claims": [
                 printed_claim(claim, declared.not_run, labels)
                 for claim, declared in zip(collected.claims, study.claims, strict=True)
@@ -184,7 +190,7 @@ def _declared(
     tables = []
     for table in study.tables:
         known = [
-            [row, column.label, found.value, found.unit, found.decimals, found.n]
+            [row, column.label, *(getattr(found, key) for key in PUBLISHED)]
             for row in table.rows
             for column in table.columns
             if (found := _published(table, row, column.published, published))
@@ -196,6 +202,11 @@ def _declared(
         "labels": labels,
         "rows": list(cells),
         "options": options,
+        "test_sets": {
+            cell.test_set: TEST_SETS[cell.test_set]
+            for cell in published.values()
+            if cell.chance is not None
+        },
         "tables": tables,
         "claims": [claim.model_dump(mode="json") for claim in study.claims],
         "figures": [
@@ -299,6 +310,7 @@ def _cell(
         "seeds": lost if failed or int(line["missing"]) else "",
         "gain": gain,
         "published": _published_text(known, column.percent),
+        "chance": _chance_text(known, column.decimals),
         "verdict": "" if line["verdict"] == ours else line["verdict"],
         "notes": sorted(notes.index(remark) for remark in remarks),
     }
@@ -311,6 +323,15 @@ def _published_text(known: Published | None, percent: bool) -> str:
     shift = 2 * ((known.unit == "1") == percent) * (1 if percent else -1)
     shown = known.share(known.value) * (100 if percent else 1)
     return f"{shown:.{max(0, known.decimals - shift)}f}"
+
+
+def _chance_text(known: Published | None, decimals: int) -> str:
+    """What a published NMI is to be held against: never our chance level, which is of our codes."""
+    if known is None or known.value is None or not known.nmi:
+        return ""
+    if known.chance is None:
+        return "its codes not stated"
+    return f"random codes {fixed(known.chance, decimals)} (c = {known.codes})"
 
 
 def _runs(lines: Sequence[Line]) -> list[dict[str, str]]:

@@ -96,12 +96,20 @@ def train_images(run: Run, results: Path) -> int:
         images = int(read_json(results / "data" / f"{spec.name}.json")["counts"]["train"])
     except (OSError, UserError, KeyError, TypeError, ValueError):
         images = IMAGES.get(spec.name, OTHER_IMAGES)
+    return part_of(run, images)
+
+
+def part_of(run: Run, whole: int | None) -> int | None:
+    """Training images of a run whose data set has `whole` of them; None where that is not known."""
+    if whole is None:
+        return None
+    spec = run.dataset
     classes = len(SOURCES[spec.name].classes)
     held = classes * (spec.validation_per_class or 0)
     if spec.train_per_class or spec.imbalance > 1:
-        largest = spec.train_per_class or (images - held) // classes
-        return min(images - held, sum(spec.class_sizes(largest, classes)))
-    return images - held
+        largest = spec.train_per_class or (whole - held) // classes
+        return min(whole - held, sum(spec.class_sizes(largest, classes)))
+    return whole - held
 
 
 # What was measured -------------------------------------------------------------------------------

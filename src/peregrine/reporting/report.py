@@ -71,7 +71,8 @@ def compile_pdf(template: Path, data: Path, figures: Path) -> bytes:
         shutil.copy(template, Path(root, template.name))
         shutil.copy(template.with_name("house.typ"), Path(root, "house.typ"))
         shutil.copy(data, Path(root, "data.json"))
-        shutil.copytree(figures, Path(root, "figures"))
+        if figures.is_dir():  # else the study has none
+            shutil.copytree(figures, Path(root, "figures"))
         try:
             return typst.compile(Path(root, template.name), root=root, ignore_system_fonts=True)
         except typst.TypstError as error:

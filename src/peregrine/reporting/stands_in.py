@@ -44,6 +44,12 @@ def _shown(fact: Callable[[Run], str], cells: Mapping[str, Cell], rows: list[str
     return ", ".join(filter(None, values)) or ("\u2013" if rows else "nothing trained")
 
 
+def backbone_text(run: Run) -> str:
+    """The backbone, with its width where that is a choice."""
+    spec = run.backbone
+    return f"{named(spec.name)}, width {spec.width}" if spec.name == "resnet8" else named(spec.name)
+
+
 def _data(run: Run) -> str:
     data = run.dataset
     how = [DATA.get(data.name, "").format(run.views[0].size)]
@@ -69,6 +75,11 @@ def _method(key: str, when: Callable[[Mapping[str, Any]], bool] = lambda _: True
     return fact
 
 
+def follows(options: Mapping[str, Any]) -> bool:
+    """Whether a method that has an EMA uses it: it has no choice (DINO), or chose it."""
+    return options.get("target", "ema") == "ema"
+
+
 def _views(show: Callable[[ViewSpec], str]) -> Callable[[Run], str]:
     return lambda run: " and ".join(dict.fromkeys(show(view) for view in run.views))
 
@@ -85,7 +96,7 @@ def _randaugment(view: ViewSpec) -> str:
 
 FACTS: dict[str, Callable[[Run], str]] = {
     "data set": _data,
-    "backbone": lambda run: f"{named(run.backbone.name)}, width {run.backbone.width}",
+    "backbone": backbone_text,
     "width of the embedding": _method("embedding"),
     "width of the projector": _method("projector_hidden"),
     "width of the predictor": _method(
@@ -94,7 +105,7 @@ FACTS: dict[str, Callable[[Run], str]] = {
     "queue of neighbours": _method(
         "queue", lambda options: options.get("operator") in ("nn", "interpolate")
     ),
-    "EMA at the start": _method("ema_start", lambda options: options.get("target") == "ema"),
+    "EMA at the start": _method("ema_start", follows),
     "batch size": lambda run: str(run.batch_size),
     "epochs": lambda run: str(run.epochs),
     "optimiser": lambda run: run.optimizer.name,

@@ -55,6 +55,7 @@ class TableCell(NamedTuple):
     published: float | None
     published_sd: float | None
     published_n: int | None
+    published_chance: float | None
     published_source: str
     verdict: str
     remark: str
@@ -138,6 +139,7 @@ def _cell(table: Table, row: str, column: Column, evidence: Evidence) -> TableCe
         published=rounded(known.share(known.value)) if known else None,
         published_sd=rounded(known.share(known.sd)) if known else None,
         published_n=known.n if known else None,
+        published_chance=rounded(known.chance) if known else None,
         published_source=known.source if known else "",
         verdict=verdict,
         remark="; ".join(remarks),
