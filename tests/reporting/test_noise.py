@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from small_world import REPOSITORY as ROOT
 from small_world import World
 
 from peregrine import files, places
@@ -97,15 +98,15 @@ def test_differences_and_the_floor_are_what_the_definitions_give(here, elsewhere
     # Also what is no metric of the floor.
     assert {"collapse/features/rankme", "online_probe/accuracy"} < {p["metric"] for p in pairs}
 
-    floor = {line["metric"]: line for line in lines(here, FLOOR)}
+    floor = {line["metric"]: line for line in lines(here, FLOOR) if line["of"] == "rows"}
     # No codes in this world.
     assert list(floor) == ["linear/accuracy", "few/accuracy", "knn/accuracy", "kmeans/ami"]
     one = floor["linear/accuracy"]
     rms = math.sqrt((9 + 16 + 144) / 6) * 1e-3
     assert float(one["rms"]) == pytest.approx(rms, abs=5e-7)
-    assert (float(one["largest"]), one["pairs"], one["rows"]) == (0.012, "6", "2")
+    assert (float(one["largest"]), one["pairs"], one["items"]) == (0.012, "6", "2")
     # Two rows of a, a + .01, a + .02: variance 1e-4 each.
-    assert (float(one["seed_sd"]), one["seed_rows"]) == (0.01, "2")
+    assert (float(one["seed_sd"]), one["seed_items"], one["seed_values"]) == (0.01, "2", "6")
     assert [float(floor["kmeans/ami"][key]) for key in ("rms", "largest", "seed_sd")] == [0, 0, 0]
 
 
@@ -114,7 +115,48 @@ def test_the_sd_is_of_the_rows_that_have_a_replicate(here, elsewhere):
     here.manifest("large", 0, threads=1)
     bring(elsewhere, here, rows=["small"])
     line = lines(here, FLOOR)[0]
-    assert (line["pairs"], line["rows"], line["seed_sd"]) == ("3", "1", "0.01")
+    assert (line["pairs"], line["items"], line["seed_sd"]) == ("3", "1", "0.01")
+
+
+def test_a_contrast_moves_by_the_difference_of_its_rows(here, elsewhere):
+    """large - small is .2 on every seed but .23 on the last, where large is .75."""
+    here.seed("large", 2, 0.75)
+    here.manifest("large", 2, threads=1)
+    moved(elsewhere, "large", 2, 0.75)
+    for row, seed, accuracy in (("small", 0, 0.503), ("large", 0, 0.703), ("large", 1, 0.722)):
+        moved(elsewhere, row, seed, accuracy)
+    bring(elsewhere, here)
+    floor = lines(here, FLOOR)
+    (one,) = [line for line in floor if line["of"] == "contrasts"]
+    assert (one["metric"], one["pairs"], one["items"]) == ("linear/accuracy", "3", "1")
+    # 0 where both rows move by .003, .012 where one moves alone, 0.
+    assert float(one["rms"]) == pytest.approx(math.sqrt(144 / 3) * 1e-3, abs=5e-7)
+    assert float(one["largest"]) == 0.012
+    # .2, .2, .23: variance (.01^2 + .01^2 + .02^2) / 2.
+    assert float(one["seed_sd"]) == pytest.approx(math.sqrt(3) / 100, abs=5e-7)
+    assert (one["seed_items"], one["seed_values"]) == ("1", "3")
+    said = printed(here)["read"][0]["text"]
+    assert (
+        "It moves a contrast of rows in the linear probe by 0.69 points (root mean square of 3"
+        " pairs, 1 contrast), another seed by 2.45 points (3 seeds of 1 contrast): 28 % of that."
+    ) in said
+
+
+def test_a_replicate_of_one_row_has_no_contrast(here, elsewhere):
+    moved(elsewhere, "small", 0, 0.503)
+    bring(elsewhere, here, rows=["small"])
+    assert {line["of"] for line in lines(here, FLOOR)} == {"rows"}
+    assert "It has no seed of all rows of a contrast." in printed(here)["read"][0]["text"]
+
+
+def test_a_contrast_asks_for_the_same_seed_of_all_its_rows(here, elsewhere):
+    moved(elsewhere, "small", 0, 0.503)
+    moved(elsewhere, "large", 1, 0.722)
+    elsewhere.manifest("large", 0, code="then")
+    elsewhere.manifest("large", 2, code="then")
+    bring(elsewhere, here)
+    (one,) = [line for line in lines(here, FLOOR) if line["of"] == "contrasts"]
+    assert (one["pairs"], one["rms"], one["largest"]) == ("1", "0.012", "0.012")
 
 
 def test_a_repeat_of_the_same_bytes_is_identical(here, elsewhere):
@@ -162,30 +204,37 @@ def test_the_report_reads_the_numbers(here, elsewhere):
     shown = printed(here)
     # rms sqrt(9 / 3) = 1.73 thousandths; sd 1 point, sqrt 2 of it between two seeds.
     assert shown["rows"][0] == [
-        *("threads-2", "linear probe", "3"),
-        *("0.17 points", "0.30 points", "1.41 points", "1.00 points"),
+        *("threads-2", "linear probe", "3 (1 row)"),
+        *("0.17 points", "0.30 points", "1.41 points", "1.00 points (3 seeds of 1 row)"),
     ]
-    assert shown["rows"][-1][1:] == ["AMI of k-means", "3", "0.0000", "0.0000", "0.0000", "0.0000"]
+    zero = "0.0000 (3 seeds of 1 row)"
+    assert shown["rows"][-1][1:] == ["AMI of k-means", "3 (1 row)", *["0.0000"] * 3, zero]
     assert shown["read"][0]["text"] == (
         "Threads: 1 here, 2 there. It moves the linear probe by 0.17 points (root mean square of 3"
-        " pairs), another seed by 1.41 points: 12 % of that. 2 of 3 seeds are identical to ours."
+        " pairs, 1 row), another seed by 1.41 points (3 seeds of 1 row): 12 % of that. It has no"
+        " seed of all rows of a contrast. 2 of 3 seeds are identical to ours."
     )
 
 
 def test_rows_of_one_seed_have_no_sd():
-    line = {"replicate": "gpu", "metric": "linear/accuracy", "pairs": "1", "rows": "1"}
-    line |= {"rms": "0.004", "largest": "0.004", "seed_rows": "0", "seed_sd": ""}
+    line = {"replicate": "gpu", "of": "rows", "metric": "linear/accuracy", "pairs": "1"}
+    line |= {"items": "1", "rms": "0.004", "largest": "0.004"}
+    line |= {"seed_items": "0", "seed_values": "0", "seed_sd": ""}
     pair = {"replicate": "gpu", "run": "r", "seed": "0", "label": "L", "state": "moved"}
-    shown = printed_noise([pair | {"differs": ""}], [line])
+    shown = printed_noise([pair | {"differs": ""}], [line], "mini")
     assert shown["rows"] == [
-        ["gpu", "linear probe", "1", "0.40 points", "0.40 points", "\u2013", "\u2013"]
+        ["gpu", "linear probe", "1 (1 row)", "0.40 points", "0.40 points", "\u2013", "\u2013"]
     ]
     assert shown["read"][0]["text"] == (
         "Manifests, which do not name the model of a CPU, record no difference. It moves the linear"
-        " probe by 0.40 points (one pair); no row of these has two seeds to hold that against."
+        " probe by 0.40 points (one pair, 1 row); no row of these has two seeds to hold that"
+        " against. It has no seed of all rows of a contrast."
     )
-    [row] = printed_noise([], [line | {"rows": "2", "seed_rows": "1", "seed_sd": "0.01"}])["rows"]
-    assert row[-2:] == ["1.41 points", "1.00 points (1 of 2 rows)"]
+    more = {"items": "2", "seed_items": "1", "seed_values": "3", "seed_sd": "0.01"}
+    [row] = printed_noise([], [line | more], "mini")["rows"]
+    assert row[-2:] == ["1.41 points", "1.00 points (3 seeds of 1 of 2 rows)"]
+    [row] = printed_noise([], [line | more | {"of": "contrasts"}], "mini")["rows"]
+    assert row[1:3] == ["linear probe, contrasts", "1 (2 contrasts)"]
 
 
 def test_a_replicate_counts_nowhere_else(here, elsewhere):
@@ -327,7 +376,8 @@ def test_a_faulty_bundle_leaves_no_replicate(here, elsewhere):
 def noisy(collected, tmp_path_factory):
     """(world, results) of the study with figures: c16 twice replicated, and a seed that is NaN.
 
-    "gpu" adds .002, .004 and -.004 to the probe of c16; "01" has the same bytes.
+    "gpu" adds .002, .004 and -.004 to the probe of c16; "01" has the same bytes; "both" is as "gpu"
+    and has c256 and the untrained net besides, unmoved.
     """
     results = tmp_path_factory.mktemp("noisy") / "results"
     shutil.copytree(collected.results / "runs", results / "runs")
@@ -335,6 +385,9 @@ def noisy(collected, tmp_path_factory):
         *(("gpu", "c16", seed, change) for seed, change in enumerate((0.002, 0.004, -0.004))),
         *(("01", "c16", seed, 0) for seed in range(3)),
         ("gpu", "c64", 2, 0),
+        *(("both", "c16", seed, change) for seed, change in enumerate((0.002, 0.004, -0.004))),
+        *(("both", "c256", seed, 0) for seed in (1, 2)),
+        *(("both", "untrained", seed, 0) for seed in range(3)),
     ]:
         run = collected.project.of("toy")[row].id
         folder = places.replicate_folder(results, name, run, seed)
@@ -362,33 +415,53 @@ def test_the_notebook_recomputes_the_floor_and_all_three_print_it(noisy, tmp_pat
     # rms of 2, 4 and 4 thousandths: sqrt(36 / 3); seeds .899, .900, .901: sd .001.
     said = (
         "Manifests, which do not name the model of a CPU, record no difference. It moves the linear"
-        " probe by 0.35 points (root mean square of 3 pairs), another seed by 0.14 points: 245 % of"
-        " that. 1 of 4 seeds are identical to ours."
+        " probe by 0.35 points (root mean square of 3 pairs, 1 row), another seed by 0.14 points"
+        " (3 seeds of 1 row): 245 % of that. It has no seed of all rows of a contrast."
+        " 1 of 4 seeds are identical to ours."
     )
     assert said in page and page.count('<h2 id="Noise-floor">') == 1
     assert "all 3 seeds are identical" in page.lower()
     data = json.loads((tmp_path / "paper" / "toy.json").read_text())["printed"]
-    assert [each["name"] for each in data["noise"]["read"]] == ["01", "gpu"]
-    assert [line[:3] for line in data["noise"]["rows"]][5] == ["gpu", "linear probe", "3"]
+    assert [each["name"] for each in data["noise"]["read"]] == ["01", "both", "gpu"]
+    gpu = [line for line in data["noise"]["rows"] if line[0] == "gpu"]
+    assert gpu[0][:3] == ["gpu", "linear probe", "3 (1 row)"]
+    # Of c256, seeds 1 and 2 ended: the mean of c16 and c256 over the untrained net moves by .002
+    # and -.002, c256 over it minus c16 over it by -.004 and .004: sqrt((4 + 4 + 16 + 16) / 4).
+    both = [
+        line[2:5] for line in data["noise"]["rows"] if line[0] == "both" and "contrasts" in line[1]
+    ]
+    assert both[0] == ["4 (2 contrasts)", "0.32 points", "0.40 points"]
     assert {PAIRS, FLOOR} < {name for name, _ in data["files"]}
     assert made["pdf"].startswith(b"%PDF")
 
 
-def test_without_replicates_no_report_speaks_of_noise(collected, tmp_path):
+def test_without_replicates_the_report_says_that_the_floor_is_unknown(collected, tmp_path):
     made = reported((collected, collected.results), collected.results, tmp_path)
-    assert b"Noise floor" not in made["html"]
+    said = (
+        "Not measured at scale paper: no run was trained again with the same seed where only the"
+        " machine differs. How that is done: docs/run-it.md, The noise floor."
+    )
+    page = made["html"].decode()
+    assert said in page and page.count('<h2 id="Noise-floor">') == 1
     for name in ("toy.json", "toy.ipynb"):
         text = (tmp_path / "paper" / name).read_text()
-        assert "oise floor" not in text and PAIRS not in text and "replicate" not in text
+        assert said in text and PAIRS not in text and "replicate" not in text
+    assert "\n## The noise floor\n" in (ROOT / "docs" / "run-it.md").read_text()
 
 
 @pytest.mark.parametrize(
     ("name", "old", "new", "said"),
     [
-        (FLOOR, "0.003464", "0.003468", "noise floor, gpu, linear/accuracy: rms is 0.00346"),
+        (
+            FLOOR,
+            "gpu,rows,linear/accuracy,3,1,0.003464",
+            "gpu,rows,linear/accuracy,3,1,0.003468",
+            "noise floor, gpu, linear/accuracy, rows: rms is 0.00346",
+        ),
         (PAIRS, ",0.9,0.904,", ",0.901,0.905,", "but we measured 0.9"),
         (PAIRS, ",0.3,0.3,0.0", ",0.3,0.3,0.1", "difference is 0.0"),
-        (FLOOR, "gpu,kmeans", "cpu,kmeans", "not cpu"),
+        (FLOOR, "gpu,rows,kmeans", "cpu,rows,kmeans", "not cpu"),
+        (FLOOR, "0.003162", "0.003163", "both, linear/accuracy, contrasts: rms is 0.003162"),
     ],
 )
 def test_the_notebook_stops_at_a_forged_floor(noisy, tmp_path, name, old, new, said):

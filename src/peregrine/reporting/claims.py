@@ -9,7 +9,7 @@ seeds could have shown. Verdicts judge the direction at their scale, never a pub
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
@@ -272,10 +272,7 @@ def _measured(test: Test, evidence: Evidence) -> Iterator[Finding]:
     elif absent:  # a contrast with a part left out is another contrast
         yield replace(finding, lacking=tuple(absent))
     else:
-        values = _differences(test, test.rows, test.against, evidence)
-        if test.kind == "interaction":
-            control = _differences(test, test.control, test.control_against, evidence)
-            values = paired(values, control)
+        values = contrast(test, lambda row: _series(test, row, evidence))
         yield _counted(replace(finding, values=values), evidence)
 
 
@@ -307,14 +304,21 @@ def _levels(test: Test, rows: Sequence[str], evidence: Evidence) -> dict[float, 
     return out
 
 
-def _differences(
-    test: Test, rows: Sequence[str], against: Sequence[str], evidence: Evidence
-) -> dict[int, float]:
-    """Seed -> mean over the pairs of (row - its partner)."""
-    pairs = zip(rows, against, strict=True)
-    return pooled(
-        [paired(_series(test, a, evidence), _series(test, b, evidence)) for a, b in pairs]
-    )
+def contrast(test: Test, series: Callable[[str], Mapping[int, float]]) -> dict[int, float]:
+    """Seed -> mean over the pairs of (row - its partner); an interaction's minus its control's.
+
+    Args:
+        test: of a kind that compares rows.
+        series: row -> seed -> number. The contrast is linear in these numbers.
+    """
+
+    def difference(rows: Sequence[str], against: Sequence[str]) -> dict[int, float]:
+        return pooled([paired(series(a), series(b)) for a, b in zip(rows, against, strict=True)])
+
+    found = difference(test.rows, test.against)
+    if test.kind == "interaction":
+        return paired(found, difference(test.control, test.control_against))
+    return found
 
 
 def _counted(finding: Finding, evidence: Evidence) -> Finding:

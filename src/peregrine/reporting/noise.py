@@ -4,11 +4,13 @@ A replicate is the same run with the same seed, trained again: with another numb
 another device, or once more on the same CPU, where nothing may change at all. `adopt --replicate
 NAME` brings it. It completes no study and is averaged with no seed: each is held against the one
 seed that it repeats (noise.csv), and all pairs of a name against what other seeds do
-(noise_floor.csv). Without replicates there is neither file.
+(noise_floor.csv). Verdicts rest on contrasts of rows, seed by seed, so the floor has those of the
+claims' tests too. Without replicates there is neither file, and the report says so.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +18,10 @@ import numpy as np
 
 from peregrine import files
 from peregrine.config.load import Cell, Project
+from peregrine.config.study import Test
 from peregrine.frozen import weights_of
 from peregrine.places import replicates, seed_folder
+from peregrine.reporting.claims import contrast
 from peregrine.reporting.records import Facts, Records, SeedRun, read_seed
 from peregrine.reporting.tables import rounded
 from peregrine.reporting.words import fixed, listed
@@ -71,13 +75,23 @@ class Floor(NamedTuple):
     """A line of noise_floor.csv, in the unit of the metric."""
 
     replicate: str
+    of: str  # ROWS or CONTRASTS
     metric: str
     pairs: int
-    rows: int
+    items: int  # rows, or contrasts, that they are of
     rms: float
     largest: float
-    seed_rows: int  # of the rows, those with two seeds or more
+    seed_items: int  # of the items, those with two seeds or more
+    seed_values: int  # the values that these have, one a seed
     seed_sd: float | None  # root of the mean variance over their seeds
+
+
+ROWS, CONTRASTS = "rows", "contrasts"
+COMPARING = ("difference", "differs", "equivalent", "interaction")
+"""Kinds of tests that are a contrast of rows."""
+
+Series = Mapping[int, float]
+"""Seed -> number."""
 
 
 def read_pairs(project: Project, study: str, results: Path) -> list[Pair]:
@@ -154,40 +168,80 @@ def _differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
     )
 
 
-def floors(pairs: Sequence[Pair], records: Records) -> list[Floor]:
+def floors(
+    pairs: Sequence[Pair], records: Records, tests: Iterable[Test], cells: Mapping[str, Cell]
+) -> list[Floor]:
     """What each replicate's name does to the main metrics, and what other seeds do to them.
 
-    Untrained nets are left out. The seeds' sd is over the same rows, rounded to six decimals as
-    all numbers are; mixed rows and rows of one seed have none.
+    First of rows, then of the contrasts of `tests`, where a replicate holds a seed of all their
+    rows. Rows of untrained nets are left out, contrasts with one are not. The seeds' sd is over the
+    same rows or contrasts, rounded to six decimals as all numbers are; mixed rows and rows of one
+    seed have none.
     """
+    contrasts = list(_contrasts(tests, cells))
     out = []
     for name in dict.fromkeys(pair.replicate for pair in pairs):
         for metric in MAIN:
-            of = [
-                pair
+            moves: dict[str, dict[int, float]] = {}  # run -> seed -> difference
+            for pair in pairs:
+                if (pair.replicate, pair.metric, pair.reading) == (name, metric, READING):
+                    moves.setdefault(pair.run, {})[pair.seed] = pair.difference
+            here = partial(records.values, metric=metric, reading=READING)
+            rows = {
+                pair.run: pair.row
                 for pair in pairs
-                if (pair.replicate, pair.metric, pair.reading) == (name, metric, READING)
-                and pair.state in (IDENTICAL, MOVED)
+                if pair.replicate == name and pair.state in (IDENTICAL, MOVED)
+            }
+            of_rows = [(moves[run], here(row)) for run, row in rows.items() if run in moves]
+
+            def moved(row: str, moves: Mapping[str, Series] = moves) -> Series:
+                return moves.get(cells[row].id, {})
+
+            of_tests = [
+                (contrast(test, moved), contrast(test, here))
+                for test in contrasts
+                if test.metric == metric
             ]
-            if not of:
-                continue
-            moves = np.array([pair.difference for pair in of])
-            rows = list(dict.fromkeys(pair.row for pair in of))
-            seeds = [list(records.values(row, metric, READING).values()) for row in rows]
-            variances = [np.var(values, ddof=1) for values in seeds if len(values) > 1]
-            out.append(
-                Floor(
-                    replicate=name,
-                    metric=metric,
-                    pairs=len(of),
-                    rows=len(rows),
-                    rms=rounded(math.sqrt(np.mean(moves**2))),
-                    largest=rounded(np.abs(moves).max()),
-                    seed_rows=len(variances),
-                    seed_sd=rounded(math.sqrt(np.mean(variances))) if variances else None,
-                )
-            )
+            for of, items in ((ROWS, of_rows), (CONTRASTS, of_tests)):
+                out += _floor((name, of, metric), [each for each in items if each[0]])
     return out
+
+
+def _floor(key: tuple[str, str, str], items: Sequence[tuple[Series, Series]]) -> Iterator[Floor]:
+    """The line of items: by how much each moves, seed by seed, and its numbers here."""
+    if not items:
+        return
+    moves = np.array([move for of, _ in items for move in of.values()])
+    seeds = [list(values.values()) for _, values in items if len(values) > 1]
+    variance = np.mean([np.var(values, ddof=1) for values in seeds]) if seeds else None
+    yield Floor(
+        *key,
+        pairs=len(moves),
+        items=len(items),
+        rms=rounded(math.sqrt(np.mean(moves**2))),
+        largest=rounded(np.abs(moves).max()),
+        seed_items=len(seeds),
+        seed_values=sum(map(len, seeds)),
+        seed_sd=None if variance is None else rounded(math.sqrt(variance)),
+    )
+
+
+def _contrasts(tests: Iterable[Test], cells: Mapping[str, Cell]) -> Iterator[Test]:
+    """The tests that are contrasts of rows run here in a main metric, each contrast once."""
+    seen = set()
+    for test in tests:
+        rows = (test.rows, test.against, test.control, test.control_against)
+        named = {row for part in rows for row in part}
+        if (
+            test.kind in COMPARING
+            and test.metric in MAIN
+            and (test.reading, test.ceiling) == (READING, None)
+            and named <= cells.keys()
+            and any(cells[row].run.epochs for row in named)
+            and (test.metric, *rows) not in seen
+        ):
+            seen.add((test.metric, *rows))
+            yield test
 
 
 def write_noise(
@@ -204,8 +258,9 @@ def write_noise(
         for path in written:  # of replicates that are gone
             path.unlink(missing_ok=True)
         return []
+    tests = [test for claim in project.study(study).claims for test in claim.tests]
     files.write_csv(written[0], Pair._fields, pairs)
-    files.write_csv(written[1], Floor._fields, floors(pairs, records))
+    files.write_csv(written[1], Floor._fields, floors(pairs, records, tests, project.of(study)))
     return written
 
 
@@ -215,25 +270,30 @@ ABOUT = (
     " A pair is a seed and its replicate; the table has the root mean square and the largest of"
     " the absolute differences over all pairs. Beside them stands by how much two trainings of a"
     " row differ that have different seeds: \u221a2 times the standard deviation over seeds, whose"
-    " variance is averaged over the same rows. Accuracies are in points; noise.csv has every metric"
-    " of every pair."
+    " variance is averaged over the same rows. Verdicts rest on contrasts of rows, seed by seed, so"
+    " these stand there too, wherever a replicate has a seed of all rows of a test. Accuracies are"
+    " in points; noise.csv has every metric of every pair."
+)
+UNKNOWN = (
+    "Not measured at scale {scale}: no run was trained again with the same seed where only the"
+    " machine differs. How that is done: docs/run-it.md, The noise floor."
 )
 
 
 def printed_noise(
-    pairs: Sequence[Mapping[str, str]], floor: Sequence[Mapping[str, str]]
+    pairs: Sequence[Mapping[str, str]], floor: Sequence[Mapping[str, str]], scale: str
 ) -> dict[str, Any]:
-    """The section of a report, from the lines of the two files as text."""
+    """The section of a report, from the lines of the two files as text; a line where none is."""
     names = list(dict.fromkeys(pair["replicate"] for pair in pairs))
     return {
-        "about": ABOUT,
+        "about": ABOUT if pairs else UNKNOWN.format(scale=scale),
         "rows": [_row(line) for line in floor],
         "read": [
             {
                 "name": name,
                 "text": _read(
                     [pair for pair in pairs if pair["replicate"] == name],
-                    next((line for line in floor if line["replicate"] == name), None),
+                    [line for line in floor if line["replicate"] == name],
                 ),
             }
             for name in names
@@ -252,14 +312,25 @@ def _row(line: Mapping[str, str]) -> list[str]:
     seeds = ["\u2013", "\u2013"]
     if line["seed_sd"]:
         sd = float(line["seed_sd"])
-        seeds = [_shown(line, math.sqrt(2) * sd), _shown(line, sd)]
-        if line["seed_rows"] != line["rows"]:
-            seeds[1] += f" ({line['seed_rows']} of {line['rows']} rows)"
-    return [line["replicate"], MAIN[line["metric"]][0], line["pairs"], *numbers, *seeds]
+        seeds = [_shown(line, math.sqrt(2) * sd), f"{_shown(line, sd)} ({_seeds(line)})"]
+    what = MAIN[line["metric"]][0] + (", contrasts" if line["of"] == CONTRASTS else "")
+    return [line["replicate"], what, f"{line['pairs']} ({_items(line)})", *numbers, *seeds]
 
 
-def _read(pairs: Sequence[Mapping[str, str]], line: Mapping[str, str] | None) -> str:
-    """What the numbers of one replicate say, `line` being its first metric of the floor."""
+def _items(line: Mapping[str, str]) -> str:
+    """'1 row', '3 contrasts'."""
+    return f"{line['items']} {line['of'] if line['items'] != '1' else line['of'][:-1]}"
+
+
+def _seeds(line: Mapping[str, str]) -> str:
+    """'6 seeds of 2 rows', '3 seeds of 1 of 2 rows': what the sd over seeds is made of."""
+    some = f"{line['seed_items']} of " if line["seed_items"] != line["items"] else ""
+    return f"{line['seed_values']} seeds of {some}{_items(line)}"
+
+
+def _read(pairs: Sequence[Mapping[str, str]], floor: Sequence[Mapping[str, str]]) -> str:
+    """What the numbers of one replicate say: of its lines of the floor, the first of each kind."""
+    row, compares = (next((x for x in floor if x["of"] == of), None) for of in (ROWS, CONTRASTS))
     seeds = list({(pair["run"], pair["seed"]): pair for pair in pairs}.values())
     states = [pair["state"] for pair in seeds]
     compared = [pair for pair in seeds if pair["state"] in (IDENTICAL, MOVED)]
@@ -275,7 +346,8 @@ def _read(pairs: Sequence[Mapping[str, str]], line: Mapping[str, str] | None) ->
         each = "its one seed is" if same == 1 else f"all {same} seeds are"
         said.append(f"{each} identical to ours to the last bit: weights, history and metrics")
     else:
-        said += [_moves(line)] * bool(line)
+        said += [_moves(line) for line in (row, compares) if line]
+        said += ["it has no seed of all rows of a contrast"] * bool(row and not compares)
         said += [f"{same} of {len(compared)} seeds are identical to ours"] * bool(same)
     if UNTRAINED in states:
         said.append("untrained nets are not counted")
@@ -288,11 +360,13 @@ def _read(pairs: Sequence[Mapping[str, str]], line: Mapping[str, str] | None) ->
 
 
 def _moves(line: Mapping[str, str]) -> str:
-    rms, pairs = float(line["rms"]), int(line["pairs"])
-    text = f"it moves the {MAIN[line['metric']][0]} by {_shown(line, rms)}"
-    text += f" (root mean square of {pairs} pairs)" if pairs > 1 else " (one pair)"
+    rms, pairs, metric = float(line["rms"]), int(line["pairs"]), MAIN[line["metric"]][0]
+    what = f"the {metric}" if line["of"] == ROWS else f"a contrast of rows in the {metric}"
+    text = f"it moves {what} by {_shown(line, rms)}"
+    over = f"root mean square of {pairs} pairs" if pairs > 1 else "one pair"
+    text += f" ({over}, {_items(line)})"
     if not line["seed_sd"]:
-        return f"{text}; no row of these has two seeds to hold that against"
+        return f"{text}; no {line['of'][:-1]} of these has two seeds to hold that against"
     seeds = math.sqrt(2) * float(line["seed_sd"])
-    text += f", another seed by {_shown(line, seeds)}"
+    text += f", another seed by {_shown(line, seeds)} ({_seeds(line)})"
     return f"{text}: {100 * rms / seeds:.0f} % of that" if seeds else text
