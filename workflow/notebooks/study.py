@@ -507,44 +507,93 @@ if printed["left_out"]["figures"]:
 
 # %% [markdown] tags=["sensitivity"]
 # ## What the undocumented choices are worth
-# Some rows were trained again at scales that change one choice. A test keeps its side where its
-# effect is on the same side of its threshold as here, and turns clearly where both 95 % intervals
-# leave the threshold out. Recomputed from `sensitivity.json`, whose effects here are those above.
+# Some rows were trained again at scales that change one choice. `sensitivity.json` has the number
+# of every seed there. Recomputed from these, to six decimals: the effect there, and the change, the
+# number there minus that here of every seed that both have, with its 95 % interval. "turned": the
+# effects are on opposite sides of the threshold; "apart": the interval of the change leaves 0 out;
+# "clear": those of both effects leave the threshold out. No verdict is made of any of them.
 
 # %% tags=["sensitivity"]
-turns = json.loads((folder / "sensitivity.json").read_text())
-judged = {claim["id"]: {(t["label"], t["metric"]): t for t in claim["tests"]} for claim in claims}
+sensitivity = json.loads((folder / "sensitivity.json").read_text())
+judged = {}  # (claim, label, metric) -> what claims.json says, number of each seed
+for claim, theirs in zip(declared["claims"], claims):
+    found = [finding for test in claim["tests"] for finding in measured(test)]
+    for finding, entry in zip(found, theirs["tests"]):
+        judged[claim["id"], entry["label"], entry["metric"]] = entry, finding[3]
+
+
+def by_seed(numbers):
+    return pd.Series({int(seed): value for seed, value in numbers.items()}, dtype=float)
+
+
+def side(test, effect):
+    """1 above the threshold, -1 below; of equality 1 within the margin, -1 beyond; 0 on it."""
+    null = test["threshold"]
+    return np.sign(round(null - abs(effect) if test["kind"] == "equivalent" else effect - null, 6))
+
+
+def leaves_out(test, ends):
+    """Whether an interval leaves the threshold out, of equality both ends of the margin."""
+    null = test["threshold"]
+    nulls = [-null, null] if test["kind"] == "equivalent" else [null]
+    return ends is not None and not any(ends[0] <= each <= ends[1] for each in nulls)
+
+
+def stated_as(x, said):
+    """Whether mean, interval and number of seeds are those stated."""
+    mean, _, low, high = interval(x)
+    given = (said["effect"], *(said["interval"] or (None, None)))
+    return said["seeds"] == len(x) and all(map(same, (mean, low, high), given))
+
+
 page = []
-for claim, said in zip(turns, printed["sensitivity"], strict=True):
+for claim in sensitivity["claims"]:
     for test in claim["tests"]:
-        ours = judged[claim["id"]][test["label"], test["metric"]]
+        ours, x = judged[claim["id"], test["label"], test["metric"]]
         at = f"sensitivity.json, {claim['id']}, {test['label']}"
-        for key in ("effect", "interval", "seeds"):
+        for key in ("effect", "interval", "seeds", "kind", "threshold"):
             assert test[key] == ours[key], f"{at}: {key} {test[key]}, in claims.json {ours[key]}"
-        null = ours["threshold"]
+        here = by_seed(test["values"])
+        assert list(here.index) == list(x.index) and (abs(here - x) <= PRECISION).all(), at
         for name, there in test["variations"].items():
-            if ours["kind"] == "equivalent":
-                turned = (abs(ours["effect"]) < null) != (abs(there["effect"]) < null)
-                word = "other side" if turned else ""
-            else:
-                turned = (ours["effect"] > null) != (there["effect"] > null)
-                turned = turned and ours["effect"] != null
-                ends = [e["interval"] for e in (ours, there)]
-                apart = all(e and not e[0] <= null <= e[1] for e in ends)
-                word = ("clearly other side" if apart else "other side") if turned else ""
-            assert word == there["turned"], f"{at}, {name}: {there['turned']}, not {word}"
-            page.append([claim["id"], test["label"], ours["effect"], name, there["effect"], word])
-    display(HTML(f"<p><b>{escape(said[0])}.</b> {escape(said[1])}</p>"))
-columns = ["claim", "test", "effect here", "scale", "effect there", "turned"]
-show(pd.DataFrame(page, columns=columns))
-print(f"{len(page)} effects: all where sensitivity.json says")
+            y, change = by_seed(there["values"]), there["change"]
+            assert stated_as(y, there), f"{at}, {name}: the effect is not that of its seeds"
+            assert stated_as(paired(y, here), change), f"{at}, {name}: another change"
+            ends = change["interval"]
+            words = {
+                "turned": side(test, test["effect"]) * side(test, there["effect"]) < 0,
+                "apart": ends is not None and not ends[0] <= 0 <= ends[1],
+                "clear": all(leaves_out(test, each["interval"]) for each in (test, there)),
+            }
+            for key, word in words.items():
+                assert word == there[key], f"{at}, {name}: {key} is {there[key]}, not {word}"
+            low, high = ends or (np.nan, np.nan)
+            line = [claim["id"], test["label"], test["effect"], name, there["effect"]]
+            line += [change["effect"], low, high, change["seeds"]]
+            page.append([*line, ", ".join(key for key, word in words.items() if word)])
+display(HTML(f"<p>{escape(printed['sensitivity']['about'])}</p>"))
+for text in printed["sensitivity"]["coverage"]:
+    display(HTML(f"<p>{escape(text)}</p>"))
+for said in printed["sensitivity"]["claims"]:
+    display(HTML(f"<p><b>{escape(said['id'])}.</b> {escape(said['sentence'])}</p>"))
+display(HTML(f"<p>{escape(printed['sensitivity']['idle'])}</p>"))
+columns = ["claim", "test", "effect here", "scale", "effect there", "change", "low", "high"]
+show(pd.DataFrame(page, columns=[*columns, "seeds", "what holds"]))
+print(f"{len(page)} comparisons: all as sensitivity.json says")
+
+# %% [markdown]
+# ## Noise floor
+
+# %% tags=["no-noise"]
+display(HTML(f"<p>{escape(printed['noise']['about'])}</p>"))
 
 # %% [markdown] tags=["noise"]
-# ## Noise floor
 # A replicate is the same run with the same seed, trained again elsewhere. `noise.csv` holds each of
 # its metrics beside ours. Over all pairs of a replicate: root mean square and largest difference.
 # Two trainings of a row with different seeds differ by √2 times the standard deviation over seeds,
-# the square root of the mean variance over the same rows. Compared with `noise_floor.csv`.
+# the square root of the mean variance over the same rows. Likewise the contrasts that the claims
+# test, where a replicate has a seed of all their rows: a contrast is linear in the numbers of its
+# rows, so it moves by the contrast of their differences. Compared with `noise_floor.csv`.
 
 # %% tags=["noise"]
 MAIN = ["linear/accuracy", "few/accuracy", "knn/accuracy", "kmeans/ami", "codes/ami"]
@@ -563,24 +612,63 @@ for it in pairs.itertuples():
     assert it.difference == it.other - it.value, f"{at}: difference is {it.other - it.value}"
     assert it.state != "identical" or it.difference == 0, f"{at}: not identical"
 
-counted = pairs[(pairs["reading"] == "corrected") & pairs["state"].isin(["identical", "moved"])]
+run_of = runs.drop_duplicates("row").set_index("row")["run"]
+
+
+def contrast(test, numbers):
+    """Of numbers that rows have by seed, as `measured` takes it of those in metrics.csv."""
+
+    def difference(rows, against):
+        each = [paired(numbers[a], numbers[b]) for a, b in zip(rows, against)]
+        return pd.concat(each, axis=1).dropna().mean(axis=1)
+
+    x = difference(test["rows"], test["against"])
+    if test["kind"] == "interaction":
+        x = paired(x, difference(test["control"], test["control_against"]))
+    return x
+
+
+contrasts = {}  # each once, of rows that the scale runs
+for test in (test for claim in declared["claims"] for test in claim["tests"]):
+    rows = [tuple(test[part]) for part in ("rows", "against", "control", "control_against")]
+    kept = test["kind"] in ("difference", "differs", "equivalent", "interaction")
+    kept = kept and (test["reading"], test["ceiling"]) == ("corrected", None)
+    if kept and set(sum(rows, ())) <= set(declared["rows"]):
+        contrasts.setdefault((test["metric"], *rows), test)
+
 floor = []
 for name in pairs["replicate"].unique():
     for metric in MAIN:
-        of = counted[(counted["replicate"] == name) & (counted["metric"] == metric)]
-        if len(of):
-            moves, rows = of["difference"], of["row"].unique()
-            over_seeds = [x for row in rows if len(x := values(row, metric, "corrected")) > 1]
-            variance = np.mean([x.var(ddof=1) for x in over_seeds]) if over_seeds else np.nan
-            rms = np.sqrt((moves**2).mean())
-            line = [name, metric, len(of), len(rows), rms, moves.abs().max()]
-            floor.append([*line, len(over_seeds), np.sqrt(variance)])
+        of = pairs[(pairs["replicate"] == name) & (pairs["metric"] == metric)]
+        of = of[of["reading"] == "corrected"]
+        moves = {run: each.set_index("seed")["difference"] for run, each in of.groupby("run")}
+        trained = of[of["state"].isin(["identical", "moved"])].drop_duplicates("run")
+
+        ours = {row: values(row, metric, "corrected") for row in declared["rows"]}
+        moved = {row: moves.get(run_of[row], pd.Series(dtype=float)) for row in ours}
+        items = {"rows": [(moves[it.run], ours[it.row]) for it in trained.itertuples()]}
+        items["contrasts"] = [
+            (contrast(test, moved), contrast(test, ours))
+            for (of_metric, *rows), test in contrasts.items()
+            if of_metric == metric
+            and set(run_of[list(sum(map(tuple, rows), ()))]) & set(trained["run"])
+        ]
+        for what, each in items.items():
+            each = [(x, y) for x, y in each if len(x)]
+            if each:
+                all_moves = np.concatenate([x for x, _ in each])
+                over_seeds = [y for _, y in each if len(y) > 1]
+                sd = np.sqrt(np.mean([y.var(ddof=1) for y in over_seeds])) if over_seeds else np.nan
+                line = [name, what, metric, len(all_moves), len(each)]
+                line += [np.sqrt((all_moves**2).mean()), abs(all_moves).max(), len(over_seeds)]
+                floor.append([*line, sum(map(len, over_seeds)), sd])
 floor = pd.DataFrame(floor, columns=list(stated.columns))
 assert len(floor) == len(stated), "noise_floor.csv has other lines"
 for key in floor.columns:
     for it, a, b in zip(floor.itertuples(), floor[key], stated[key]):
         equal = a == b if isinstance(a, str) else same(a, b)
-        assert equal, f"noise floor, {it.replicate}, {it.metric}: {key} is {a}, not {b}"
+        at = f"noise floor, {it.replicate}, {it.metric}, {it.of}"
+        assert equal, f"{at}: {key} is {a}, not {b}"
 show(floor.assign(between_two_seeds=np.sqrt(2) * floor["seed_sd"]))
 for said in printed["noise"]["read"]:
     display(HTML(f"<p><b>{escape(said['name'])}.</b> {escape(said['text'])}</p>"))

@@ -19,11 +19,12 @@ from peregrine.frozen import NOT_AVAILABLE
 from peregrine.reporting.chance import TEST_SETS
 from peregrine.reporting.collect import read_collected
 from peregrine.reporting.document_claims import printed_claim, printed_sd_range
+from peregrine.reporting.document_sensitivity import has_values, printed_sensitivity
 from peregrine.reporting.figures import pictures
 from peregrine.reporting.noise import FLOOR, PAIRS, printed_noise
 from peregrine.reporting.published import Cells, Published, published_of
 from peregrine.reporting.scope import Rows, left_out, measured, shown_figures, shown_tables
-from peregrine.reporting.sensitivity import TURNS
+from peregrine.reporting.sensitivity import COMPARED, VALUES
 from peregrine.reporting.stands_in import stands_in, unverified
 from peregrine.reporting.tables import overlaid
 from peregrine.reporting.trained import trained
@@ -49,7 +50,8 @@ class Collected:
     tables: dict[str, list[Line]]
     pairs: list[Line] = field(default_factory=list)
     floor: list[Line] = field(default_factory=list)
-    turns: list[dict[str, Any]] = field(default_factory=list)
+    elsewhere: list[Line] = field(default_factory=list)
+    compared: dict[str, Any] = field(default_factory=dict)
 
 
 def read_study(folder: Path) -> Collected:
@@ -66,9 +68,10 @@ def read_study(folder: Path) -> Collected:
 
     tables = {Path(name).stem: lines(name) for name in record["files"] if "tables/" in name}
     claims = json.loads((folder / "claims.json").read_text(encoding="utf-8"))
-    noise = [lines(name) if name in record["files"] else [] for name in (PAIRS, FLOOR)]
-    turns = json.loads((folder / TURNS).read_text("utf-8")) if TURNS in record["files"] else []
-    return Collected(folder, record, lines("runs.csv"), claims, tables, *noise, turns)
+    there = record["files"]
+    more = [lines(name) if name in there else [] for name in (PAIRS, FLOOR, VALUES)]
+    compared = json.loads((folder / COMPARED).read_text("utf-8")) if COMPARED in there else {}
+    return Collected(folder, record, lines("runs.csv"), claims, tables, *more, compared)
 
 
 def document(project: Project, study: Study, collected: Collected, config: Path) -> dict[str, Any]:
@@ -83,6 +86,8 @@ def document(project: Project, study: Study, collected: Collected, config: Path)
     labels = {name: row.label for name, row in study.rows.items()}
     tables = shown_tables(study.tables, cells, published)
     figures = shown_figures(study.figures, cells)
+    figures = [figure for figure in figures if has_values(figure, collected.elsewhere)]
+    sensitivity = printed_sensitivity(collected.compared) if collected.compared else None
     return {
         "declared": _declared(study, cells, published, labels, tables, figures)
         | {"overlaid": sorted(overlaid(project, study, config))},
@@ -125,6 +130,7 @@ def document(project: Project, study: Study, collected: Collected, config: Path)
                 }
             ),
             "runs": _runs(collected.runs),
+            "noise": printed_noise(collected.pairs, collected.floor, scale),
             "protocol": project.scale.protocol,
             "knobs": [
                 [named(key.replace("_", " ")), plain(value)] for key, value in _knobs(project)
@@ -135,14 +141,8 @@ def document(project: Project, study: Study, collected: Collected, config: Path)
                 if not item[0].startswith("figures/")  # drawn from the others
             ],
         }
-        | ({"noise": printed_noise(collected.pairs, collected.floor)} if collected.pairs else {})
-        | ({"sensitivity": _sensitivity(collected.turns)} if collected.turns else {}),
+        | ({"sensitivity": sensitivity} if sensitivity else {}),
     }
-
-
-def _sensitivity(turns: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """[claim, what becomes of its tests where one choice is another]."""
-    return [[claim["id"], prose(claim["sentence"])] for claim in turns]
 
 
 def _knobs(project: Project) -> Iterator[tuple[str, Any]]:

@@ -71,7 +71,7 @@ def _lacking(tests: Sequence[Sequence[str]], labels: Mapping[str, str], scale: s
     return f"{are} not run at scale {scale}, which lacks the {which} {prose(listed(rows))}."
 
 
-def _unit(test: Mapping[str, Any]) -> tuple[float, int, str]:
+def unit_of(test: Mapping[str, Any]) -> tuple[float, int, str]:
     """(factor, decimals, unit) of a test's numbers: accuracies in percent, all else as it is."""
     per = " per tenfold" if test["kind"] == "trend" else ""
     if test["metric"].endswith("accuracy"):
@@ -84,7 +84,7 @@ def _test_numbers(test: Mapping[str, Any]) -> str:
     """'+1.20 points (95 %: +0.30 to +2.10), p = 0.01, 3 seeds'."""
     if test["effect"] is None:
         return ""
-    times, decimals, unit = _unit(test)
+    times, decimals, unit = unit_of(test)
     level = test["kind"] in ("above", "below")
 
     def show(number: float) -> str:
@@ -117,7 +117,7 @@ def _test_notes(test: Mapping[str, Any], said: set[int | str]) -> Iterator[str]:
         elif not part.startswith(("undecided", "contradicted")):
             yield part
     if test["levels"]:
-        times, decimals, _ = _unit(test)
+        times, decimals, _ = unit_of(test)
         means = ", ".join(fixed(times * mean, decimals) for _, mean in test["levels"])
         yield f"at {', '.join(plain(option) for option, _ in test['levels'])}: {means}"
     if test["verdict"] == "undecided" and test["detectable"] is not None:
@@ -136,7 +136,7 @@ def _test_notes(test: Mapping[str, Any], said: set[int | str]) -> Iterator[str]:
 
 def could_show(test: Mapping[str, Any]) -> tuple[str, str]:
     """('1.2', ' points per tenfold'): the smallest effect that the seeds would have shown."""
-    times, _, unit = _unit(test)
+    times, _, unit = unit_of(test)
     unit = unit.replace(" %", " points")
     if test["kind"] in ("above", "below"):
         unit += " from the threshold"

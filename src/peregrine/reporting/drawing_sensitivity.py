@@ -7,6 +7,7 @@ from matplotlib.figure import Figure as Canvas
 
 from peregrine.config.study import Figure
 from peregrine.reporting.canvas import DOT, legend, new_canvas
+from peregrine.reporting.marks import AS_CHOSEN
 from peregrine.reporting.styles import Styles
 
 SPREAD = 0.62
@@ -15,7 +16,8 @@ SPREAD = 0.62
 
 def draw_sensitivity(figure: Figure, marks: pd.DataFrame, styles: Styles) -> Canvas:
     """A panel below the other; across are the scale as chosen and its variations."""
-    places = {name: place for place, name in enumerate(dict.fromkeys(marks["x"]))}
+    named = dict.fromkeys([AS_CHOSEN, *marks["x"]])  # first, also where it has no seed yet
+    places = {name: place for place, name in enumerate(named)}
     labels = list(dict.fromkeys(marks["label"]))
     canvas, grid = new_canvas(len(figure.panels), 1, 1.2 + 1.9 * len(figure.panels), sharex=True)
     for (ax,), panel in zip(grid, figure.panels, strict=True):

@@ -24,10 +24,10 @@ from peregrine.reporting.marks import AS_CHOSEN, FIELDS, PIXELS, Box, Mark, Pixe
 from peregrine.reporting.photographs import boxes, sheet
 from peregrine.reporting.records import from_csv
 from peregrine.reporting.scope import measured
-from peregrine.reporting.sensitivity import read_sensitivity
+from peregrine.reporting.sensitivity import coverage, read_sensitivity
 from peregrine.reporting.statistics import estimate, paired
 from peregrine.reporting.styles import styles
-from peregrine.reporting.words import listed
+from peregrine.reporting.words import listed, seeds_lost
 
 DIGITS = 6
 """Significant digits of the plotted numbers: more than a picture shows, fewer than rounding has."""
@@ -58,13 +58,14 @@ def draw_figures(project: Project, study: str, results: Path) -> list[Path]:
     """
     plan, folder = project.study(study), results / project.scale.name / study
     scale = project.scale
+    elsewhere, variations = read_sensitivity(folder)
     every = Source(
         project.of(study),
         from_csv(folder),
         results,
         scale.seeds,
         scale.protocol,
-        tuple(read_sensitivity(folder)),
+        tuple(elsewhere),
     )
     looks = styles(plan, every.cells)
     known = {figure.id for figure in plan.figures}
@@ -79,6 +80,8 @@ def draw_figures(project: Project, study: str, results: Path) -> list[Path]:
         frame = pd.DataFrame(marks, columns=fields)
         files.write_csv(folder / "figures" / "data" / f"{figure.id}.csv", fields, marks)
         notes = _notes(figure, plan, source, frame)
+        if figure.kind == "sensitivity":
+            notes += coverage(variations, _rows(figure))
         photographs = figure.kind == "detections" and sheet(figure, source)
         for suffix, data in (photographs or render(figure, frame, looks, notes)).items():
             files.write_bytes(folder / "figures" / f"{figure.id}.{suffix}", data)
@@ -205,16 +208,19 @@ def _queue(figure: Figure, source: Source) -> Iterator[Mark]:
 
 
 def _sensitivity(figure: Figure, source: Source) -> Iterator[Mark]:
-    """A row as chosen, then at each scale like this one."""
+    """Rows as chosen, then at each scale like this one those that are other runs there."""
+    places = dict.fromkeys(each.description for each in source.elsewhere)
     for panel, group, cell in _present(figure, source):
         own = source.values(cell.row, panel)
         yield from _seeds_and_mean(panel, group, cell.label, AS_CHOSEN, own)
-        scale = 100.0 if panel.percent else 1.0
-        found: dict[str, dict[int, float]] = {}
-        for each in source.elsewhere:
-            if (each.row, each.metric, each.reading) == (cell.row, panel.metric, panel.reading):
-                found.setdefault(each.description, {})[each.seed] = scale * each.value
-        for description, values in found.items():
+    for description in places:
+        for panel, group, cell in _present(figure, source):
+            scale, mine = 100.0 if panel.percent else 1.0, (cell.row, panel.metric, panel.reading)
+            values = {
+                each.seed: scale * each.value
+                for each in source.elsewhere
+                if (each.description, each.row, each.metric, each.reading) == (description, *mine)
+            }
             yield from _seeds_and_mean(panel, group, cell.label, description, values)
 
 
@@ -306,17 +312,6 @@ MARKS: dict[str, Callable[[Figure, Source], Iterator[Mark]]] = {
 }
 
 
-def _why(lost: Iterable[tuple[str, int]]) -> str:
-    """'seeds 1, 2 missing, seed 3 collapsed'."""
-    seeds: dict[str, list[str]] = {}
-    for state, seed in lost:
-        seeds.setdefault(state, []).append(str(seed))
-    return ", ".join(
-        f"seed{'s' if len(each) > 1 else ''} {', '.join(each)} {state}"
-        for state, each in seeds.items()
-    )
-
-
 def _notes(figure: Figure, study: Study, source: Source, frame: pd.DataFrame) -> list[str]:
     """What is not in the picture: seeds that are missing or failed, rows that the scale lacks."""
     status = {(run.row, run.seed): run.status for run in source.records.runs}
@@ -331,6 +326,8 @@ def _notes(figure: Figure, study: Study, source: Source, frame: pd.DataFrame) ->
             shown = {seed for panel in figure.panels for seed in source.values(row, panel)}
         else:
             mine = frame[(frame["label"] == label) & (frame["kind"] == "seed")]
+            if figure.kind == "sensitivity":
+                mine = mine[mine["x"] == AS_CHOSEN]
             shown = {int(seed) for seed in mine["seed"]}
         lost = [seed for seed in source.seeds if seed not in shown]
         if figure.kind in PIXELS and shown:  # of one seed
@@ -339,10 +336,11 @@ def _notes(figure: Figure, study: Study, source: Source, frame: pd.DataFrame) ->
             lost = []  # an untrained net has no epochs to draw
         if lost:
             found = [(status.get((row, seed), "missing"), seed) for seed in lost]
-            fewer.setdefault(f"{total - len(lost)} of {total} seeds ({_why(found)})", []).append(
-                label
-            )
-    notes += [f"{'; '.join(labels)}: {what}" for what, labels in fewer.items()]
+            fewer.setdefault(
+                f"{total - len(lost)} of {total} seeds ({seeds_lost(found)})", []
+            ).append(label)
+    where = f"{AS_CHOSEN.capitalize()}, " if figure.kind == "sensitivity" else ""
+    notes += [f"{where}{'; '.join(labels)}: {what}" for what, labels in fewer.items()]
     lacking = {
         study.rows[run.row].label: panel.reading
         for panel in figure.panels

@@ -54,7 +54,11 @@ def report(
         "eps": EPS,
         "seeds": list(scale.seeds),
     }
-    parts = {"noise": collected.pairs, "sensitivity": collected.turns}
+    parts = {
+        "noise": collected.pairs,
+        "no-noise": not collected.pairs,
+        "sensitivity": "sensitivity" in data["printed"],
+    }
     without = tuple(tag for tag, found in parts.items() if not found)
     notebook, html_page = execute(NOTEBOOK, parameters, target, plan.title, without)
     files.write_bytes(target / f"{study}.ipynb", notebook)

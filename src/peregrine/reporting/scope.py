@@ -116,6 +116,12 @@ def left_out(every: Sequence[Titled], shown: Sequence[Titled], scale: str, cells
         if each not in shown:
             parts = each.columns if isinstance(each, Table) else each.panels
             why = unplanned_all([part.metric for part in parts], cells)
+            if (
+                isinstance(each, Figure)
+                and each.kind == "sensitivity"
+                and shows_figure(each, cells)
+            ):
+                why = why or f"because no variation of scale {scale} has a value for them yet"
             why = why or f"because scale {scale} runs too few of their rows"
             out.setdefault(why, []).append(prose(each.title))
     return " ".join(f"Left out, {why}: {'; '.join(each)}." for why, each in out.items())

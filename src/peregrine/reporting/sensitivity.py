@@ -2,25 +2,30 @@
 
 A scale that is `like` another says what differs from it: a batch, a rate, other views. Its runs are
 trained and evaluated as any others; here its numbers are held beside those of the scale itself.
-Nothing is averaged over scales, and no verdict is made from them.
+Nothing is averaged over scales, and no verdict is made from them. The words are made where they are
+printed, in `peregrine.reporting.document_sensitivity`.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from peregrine import files
-from peregrine.config.load import Project, load
-from peregrine.config.study import Claim, Study
+from peregrine.config.load import Cell, Project, load
+from peregrine.config.models import Run
+from peregrine.config.study import Claim, Study, Test
 from peregrine.errors import UserError
 from peregrine.reporting.claims import Finding, measured
 from peregrine.reporting.published import read_csv
 from peregrine.reporting.records import Evidence, read_records
+from peregrine.reporting.statistics import Estimate, estimate, paired
 from peregrine.reporting.tables import rounded
-from peregrine.reporting.words import listed
+from peregrine.reporting.words import listed, seeds_lost
 
-VALUES, TURNS = "sensitivity.csv", "sensitivity.json"
+VALUES, COMPARED = "sensitivity.csv", "sensitivity.json"
 
 
 class Elsewhere(NamedTuple):
@@ -48,7 +53,7 @@ def write_sensitivity(
         The paths of both; none where no scale is like this one.
     """
     folder = results / project.scale.name / study.name
-    paths = [folder / VALUES, folder / TURNS]
+    paths = [folder / VALUES, folder / COMPARED]
     others = {name: load(config, scale=name) for name in project.variations}
     others = {name: other for name, other in others.items() if study.name in other.studies}
     if not others:
@@ -61,159 +66,235 @@ def write_sensitivity(
         if twin != name:
             raise UserError(f"scales {twin} and {name} have one description; make them two")
     lines: list[Elsewhere] = []
+    variations: list[dict[str, Any]] = []
     found: dict[str, Evidence] = {}
     for name, other in others.items():
         records = read_records(other, study.name, results)
         cells = other.of(study.name)
         found[name] = Evidence(study, cells, records, {}, name, other.scale.protocol)
-        lines += _lines(study, other, found[name])
+        lines += _lines(study, other, evidence, found[name])
+        variations.append(_variation(other, evidence, found[name]))
     files.write_csv(paths[0], Elsewhere._fields, lines)
-    described = {name: other.scale.description for name, other in others.items()}
-    turns = [turned(claim, evidence, found, described) for claim in study.claims]
-    files.write_text(paths[1], json.dumps(turns, indent=1, sort_keys=True) + "\n")
+    claims = [compared(claim, evidence, found) for claim in study.claims]
+    everything = {"variations": variations, "claims": claims}
+    files.write_text(paths[1], json.dumps(everything, indent=1) + "\n")
     return paths
 
 
-def _lines(study: Study, other: Project, evidence: Evidence) -> Iterator[Elsewhere]:
-    """The numbers that the study's figures of this kind show, each once."""
+def is_another(here: Cell, there: Cell) -> bool:
+    """Whether a row is another net at a variation than at the scale itself.
+
+    A trained one is where its run has another id. The id of an untrained net also names a rate, a
+    batch and views, which made nothing of it: it is another one only where the data, the backbone,
+    the method with its head, or the size at which it sees images differ.
+    """
+    if here.run.epochs or there.run.epochs:
+        return here.id != there.id
+    return _untrained(here.run) != _untrained(there.run)
+
+
+def _untrained(run: Run) -> tuple[Any, ...]:
+    return run.dataset, run.backbone, run.method, max(view.size for view in run.views)
+
+
+def _changed(rows: Iterable[str], here: Evidence, there: Evidence) -> list[str]:
+    """Those of `rows` that both scales run, and that are other nets there."""
+    both = [row for row in rows if row in here.cells and row in there.cells]
+    return [row for row in both if is_another(here.cells[row], there.cells[row])]
+
+
+def _lines(study: Study, other: Project, here: Evidence, there: Evidence) -> Iterator[Elsewhere]:
+    """The numbers that the study's figures of this kind show of changed rows, each once."""
     drawn = dict.fromkeys(
         (row, panel.metric, panel.reading)
         for figure in study.figures
         if figure.kind == "sensitivity"
         for panel in figure.panels
         for rows in figure.groups.values()
-        for row in rows
+        for row in _changed(rows, here, there)
     )
     for row, metric, reading in drawn:
         label = study.rows[row].label
-        for seed, value in sorted(evidence.records.values(row, metric, reading).items()):
+        for seed, value in sorted(there.records.values(row, metric, reading).items()):
             name, said = other.scale.name, other.scale.description
             yield Elsewhere(name, said, row, label, metric, reading, seed, value)
 
 
-def read_sensitivity(folder: Path) -> list[Elsewhere]:
-    """The lines of sensitivity.csv in {results}/{scale}/{study}; none where it is not there."""
+def _variation(other: Project, here: Evidence, there: Evidence) -> dict[str, Any]:
+    """What has become of a variation's seeds: row -> those with a value, and what the others are.
+
+    `same` are the rows that it leaves as they are.
+    """
+    changed = _changed(there.cells, here, there)
+    valued: dict[str, set[int]] = {}
+    for m in there.records.measurements:
+        valued.setdefault(m.row, set()).add(m.seed)
+    rows = {}
+    for row in changed:
+        mine = set() if there.records.mixed(row) else valued.get(row, set())
+        lost = [[s.failure or s.status, s.seed] for s in there.records.seeds(row)]
+        rows[row] = {
+            "label": there.cells[row].label,
+            "valued": sorted(mine),
+            "lost": [each for each in lost if each[1] not in mine],
+        }
+    same = {
+        row: cell.label
+        for row, cell in there.cells.items()
+        if row in here.cells and row not in changed
+    }
+    scale = other.scale
+    described = {"name": scale.name, "description": scale.description, "seeds": [*scale.seeds]}
+    return described | {"rows": rows, "same": same}
+
+
+def read_sensitivity(folder: Path) -> tuple[list[Elsewhere], list[dict[str, Any]]]:
+    """Lines of sensitivity.csv in {results}/{scale}/{study}, variations of sensitivity.json.
+
+    Both are empty where the files are not there.
+    """
     if not (folder / VALUES).is_file():
-        return []
+        return [], []
     kinds = {"seed": int, "value": float}
-    return [
+    lines = [
         Elsewhere(*(kinds.get(name, str)(line[name]) for name in Elsewhere._fields))
         for line in read_csv(folder / VALUES, Elsewhere._fields)
     ]
+    return lines, json.loads((folder / COMPARED).read_text(encoding="utf-8"))["variations"]
 
 
-def turned(
-    claim: Claim, here: Evidence, there: Mapping[str, Evidence], described: Mapping[str, str]
-) -> dict[str, Any]:
-    """How the tests of a claim fare at scales like this one.
+def coverage(variations: Sequence[Mapping[str, Any]], rows: Iterable[str] = ()) -> list[str]:
+    """What variations lack of `rows`, or of all: sentences for a report or below a figure."""
+    asked, none, fewer = set(rows), [], []
+    same: dict[str, list[str]] = {}
+    for each in variations:
+        changed = [line for row, line in each["rows"].items() if row in asked or not asked]
+        for row, label in each["same"].items():
+            if row in asked or not asked:
+                same.setdefault(label, []).append(each["description"])
+        lost = [
+            f"{line['label']}, {seeds_lost(map(tuple, line['lost']))}"
+            for line in changed
+            if line["lost"]
+        ]
+        if not any(line["valued"] for line in changed):
+            none += [each["description"]] * bool(changed)
+        elif lost:
+            have = sum(len(line["valued"]) for line in changed)
+            of = f"{have} of {len(changed) * len(each['seeds'])} seeds"
+            fewer.append(f"{each['description']} has {of} ({listed(lost)})")
+    said = [f"No result yet with {'; '.join(none)}."] if none else []
+    said += [f"Seeds without a value: {'; '.join(fewer)}."] if fewer else []
+    kept = [
+        label if len(where) == len(variations) else f"{label} ({'; '.join(where)})"
+        for label, where in same.items()
+    ]
+    return said + ([f"Left as it is, so not repeated: {'; '.join(kept)}."] if kept else [])
 
-    A test keeps its side where its effect is on the same side of its threshold; it turns clearly
-    where the 95 % t intervals of both exclude the threshold. Where all trained rows of a test are
-    the very runs of this scale, the choice does not concern it.
+
+def compared(claim: Claim, here: Evidence, there: Mapping[str, Evidence]) -> dict[str, Any]:
+    """The tests of a claim beside themselves at scales like this one, where a row of them changed.
 
     Returns:
-        id, sentence, and for every test its effect here and, by scale, there.
+        id; measured, the number of its tests that have a number here; for each test that has one
+        at a variation too its effect here and, by scale, there (see `_beside`); lost, the failed
+        and mixed seeds there.
     """
     ours = {_key(f): f for f in measured(claim, here) if f.values}
     theirs = {
         name: {_key(f): f for f in measured(claim, evidence) if f.values}
         for name, evidence in there.items()
     }
-    tests = []
+    tests, shown = [], {name: [] for name in there}
     for key, finding in ours.items():
-        beside = {
-            name: found[key]
-            for name, found in theirs.items()
-            if key in found and _changed(finding, here, there[name])
-        }
-        if beside:
-            variations = {
-                name: _as_json(other) | {"turned": _turn(finding, other)}
-                for name, other in beside.items()
-            }
-            entry = {"label": finding.label, "metric": finding.test.metric}
-            tests.append(entry | _as_json(finding) | {"variations": variations})
-    return {
-        "id": claim.id,
-        "tests": tests,
-        "sentence": " ".join(
-            filter(None, [_sentence(tests, len(ours), described), _lost(claim, there, described)])
-        ),
+        variations = {}
+        for name, found in theirs.items():
+            if key in found and _changed(finding.rows, here, there[name]):
+                variations[name] = _beside(finding, found[key])
+                shown[name].append(found[key])
+        if variations:
+            test = finding.test
+            entry = {"label": finding.label, "metric": test.metric, "kind": test.kind}
+            entry |= {"threshold": test.threshold, "values": _values(finding)}
+            entry |= _as_json(finding.found, finding.values)  # as in claims.json
+            tests.append(entry | {"variations": variations})
+    lost = [each for name, e in there.items() for each in _lost(claim, here, e, shown[name])]
+    return {"id": claim.id, "measured": len(ours), "tests": tests, "lost": lost}
+
+
+def _key(finding: Finding) -> tuple[str, str, tuple[str, ...]]:
+    return finding.label, finding.test.metric, finding.rows
+
+
+def _values(finding: Finding) -> dict[int, float]:
+    """Rounded, so that whoever reads the file can compute the rest."""
+    return {seed: rounded(value) for seed, value in sorted(finding.values.items())}
+
+
+def _as_json(found: Estimate, values: Mapping[int, float]) -> dict[str, Any]:
+    ends = None if found.low is None else [rounded(found.low), rounded(found.high)]
+    return {"effect": rounded(found.mean), "interval": ends, "seeds": len(values)}
+
+
+def _beside(ours: Finding, other: Finding) -> dict[str, Any]:
+    """A test at a variation: its effect, and by how much it differs from that here.
+
+    change: effect there minus effect here over the seeds that both have, seed by seed. apart: its
+    95 % t interval leaves 0 out. turned: the effects are on opposite sides of the threshold; for
+    equality, one within the margin and one beyond. clear: the intervals of both effects are wholly
+    on one side.
+    """
+    test, values = ours.test, _values(other)
+    there = _as_json(estimate(list(values.values())), values)
+    shift = paired(values, _values(ours))
+    change = _as_json(estimate(list(shift.values())), shift)
+    ends = change["interval"]
+    sides = [
+        side(test.kind, test.threshold, rounded(e)) for e in (ours.found.mean, there["effect"])
+    ]
+    clear = all(_clear(test, each) for each in (ours.interval, there["interval"]))
+    return there | {
+        "values": values,
+        "change": change,
+        "apart": bool(ends) and not ends[0] <= 0 <= ends[1],
+        "turned": sides[0] * sides[1] < 0,
+        "clear": clear,
     }
 
 
-def _changed(finding: Finding, here: Evidence, there: Evidence) -> bool:
-    """Whether a trained row of a test is another run there."""
-    return any(
-        here.cells[row].run.epochs and here.cells[row].id != there.cells[row].id
-        for row in finding.rows
-    )
+def side(kind: str, threshold: float, effect: float) -> int:
+    """1 above the threshold, -1 below it; for equality 1 within the margin, -1 beyond; 0 on it."""
+    distance = threshold - abs(effect) if kind == "equivalent" else effect - threshold
+    return int(np.sign(rounded(distance)))
 
 
-def _lost(claim: Claim, there: Mapping[str, Evidence], described: Mapping[str, str]) -> str:
-    """Which rows failed or were mixed at which scales: they are in no number."""
-    out = []
-    for name, evidence in there.items():
-        named = dict.fromkeys(row for test in claim.tests for row in (*test.rows, *test.against))
-        lost = [
-            evidence.cells[row].label
-            for row in named
-            if row in evidence.cells
-            and (evidence.records.mixed(row) or any(s.failed for s in evidence.records.seeds(row)))
-        ]
-        if lost:
-            out.append(f"{described[name]} ({listed(lost)})")
-    return f"Failed or mixed seeds under: {'; '.join(out)}." if out else ""
+def _clear(test: Test, interval: Sequence[float] | None) -> bool:
+    """Whether an interval leaves the threshold out; for equality, both ends of the margin."""
+    if interval is None:
+        return False
+    margins = [-test.threshold, test.threshold]
+    nulls = margins if test.kind == "equivalent" else [test.threshold]
+    return not any(interval[0] <= null <= interval[1] for null in nulls)
 
 
-def _key(finding: Finding) -> tuple[str, tuple[str, ...]]:
-    return finding.label, finding.rows
+def _lost(
+    claim: Claim, here: Evidence, there: Evidence, shown: Sequence[Finding]
+) -> Iterator[dict[str, Any]]:
+    """Failed and mixed seeds of the changed rows of a claim, and whether `shown` numbers hold them.
 
-
-def _as_json(finding: Finding) -> dict[str, Any]:
-    return {
-        "effect": rounded(finding.found.mean),
-        "interval": finding.interval,
-        "seeds": len(finding.values),
-    }
-
-
-def _turn(ours: Finding, other: Finding) -> str:
-    """'', 'other side' or 'clearly other side' of the threshold; of both, for equality."""
-    if ours.test.kind == "equivalent":
-        margin = ours.test.threshold
-        inside = [abs(rounded(each.found.mean)) < margin for each in (ours, other)]
-        return "" if inside[0] == inside[1] else "other side"
-    null = ours.test.threshold
-    means = [rounded(each.found.mean) for each in (ours, other)]  # as claims.json has them
-    if (means[0] > null) == (means[1] > null) or means[0] == null:
-        return ""
-    ends = [each.interval for each in (ours, other)]
-    apart = all(each and not each[0] <= null <= each[1] for each in ends)
-    return "clearly other side" if apart else "other side"
-
-
-def _sentence(tests: Sequence[Mapping], measured: int, described: Mapping[str, str]) -> str:
-    """What a claim's verdict depends on, in words."""
-    if not tests:
-        return (
-            "Not looked at: no test of it has all of its rows at a variation, trained and changed."
-        )
-    names = dict.fromkeys(name for test in tests for name in test["variations"])
-    turns: dict[str, dict[str, list[str]]] = {"clearly other side": {}, "other side": {}}
-    for test in tests:
-        for name, found in test["variations"].items():
-            if found["turned"]:
-                by_test = turns[found["turned"]].setdefault(test["label"], [])
-                by_test.append(described[name])
-    several = "1 variation" if len(names) == 1 else f"{len(names)} variations"
-    text = f"{len(tests)} of its {measured} tests measured here were repeated under {several}."
-    if not any(turns.values()):
-        return f"{text} All keep their side."
-    for kind, words in (("clearly other side", "Clearly turned"), ("other side", "Turned, within")):
-        parts = [f"{label} ({listed(where)})" for label, where in turns[kind].items()]
-        if parts:
-            noise = " noise" if kind == "other side" else ""
-            text += f" {words}{noise}: {'; '.join(parts)}."
-    kept = len({t["label"] for t in tests} - {x for kind in turns.values() for x in kind})
-    return f"{text} The other {kept} keep their side in all." if kept else text
+    A seed that failed and left a value is in the effects, as it is in those of the scale itself.
+    """
+    metrics: dict[str, list[str]] = {}
+    for test in claim.tests:
+        for row in (*test.rows, *test.against, *test.control, *test.control_against):
+            metrics.setdefault(row, []).append(test.metric)
+    for row in _changed(metrics, here, there):
+        entry = {"variation": there.scale, "row": row, "label": there.cells[row].label}
+        if there.records.mixed(row):
+            yield entry | {"state": "mixed", "seeds": []}
+            continue
+        failed = set().union(*(there.records.failed(row, metric) for metric in metrics[row]))
+        used = {seed for finding in shown if row in finding.rows for seed in finding.values}
+        for state, seeds in (("counted", failed & used), ("left out", failed - used)):
+            if seeds:
+                yield entry | {"state": state, "seeds": sorted(seeds)}

@@ -1,7 +1,7 @@
 """Words of the reports: names that readers know, and typography."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 NO_BREAK = "\u00a0"
@@ -59,3 +59,14 @@ def plain(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(plain(each) for each in value)
     return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def seeds_lost(lost: Iterable[tuple[str, int]]) -> str:
+    """'seeds 1, 2 missing, seed 3 collapsed', of (state, seed)."""
+    seeds: dict[str, list[str]] = {}
+    for state, seed in lost:
+        seeds.setdefault(state, []).append(str(seed))
+    return ", ".join(
+        f"seed{'s' if len(each) > 1 else ''} {', '.join(each)} {state}"
+        for state, each in seeds.items()
+    )

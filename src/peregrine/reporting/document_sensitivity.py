@@ -1,0 +1,216 @@
+"""What a report says of the scales that are like its own: sentences and a table for each claim."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from peregrine.config.study import Figure
+from peregrine.reporting.document_claims import unit_of
+from peregrine.reporting.sensitivity import coverage
+from peregrine.reporting.words import fixed, prose
+
+FIT = 5
+"""Variations that stand side by side on a page; more go into parts below each other."""
+NAMED = 3
+"""Tests on the other side that a sentence names, told ones first; the table has all."""
+
+ABOUT = (
+    "Rows were trained again with one choice changed at a time; no verdict is made of these."
+    " A change is the effect there minus the effect here, seed by seed over the seeds that both"
+    " have; its 95 % t interval asks for two of them, and with two it is as wide as 9 standard"
+    " deviations to either side. Intervals are not corrected for the number of comparisons: one in"
+    " twenty leaves 0 out by chance. An effect changes sides where it is on the other side of the"
+    " threshold of its test, for a difference that of 0. A table has the effect there and, behind"
+    " \u0394, the change with the half-width of its interval. Bold is the other side, with a"
+    " question mark where the seeds cannot tell: the interval of the change holds 0, or that of an"
+    " effect, here or there, holds the threshold, or there is none."
+)
+
+IDLE = "No test of these has a number at a variation that changes one of its rows."
+
+Found = Mapping[str, Any]
+
+
+def has_values(figure: Figure, lines: Sequence[Mapping[str, str]]) -> bool:
+    """Whether a figure of kind sensitivity has a number of a changed row; others always."""
+    if figure.kind != "sensitivity":
+        return True
+    rows = {row for group in figure.groups.values() for row in group}
+    panels = {(panel.metric, panel.reading) for panel in figure.panels}
+    return any(x["row"] in rows and (x["metric"], x["reading"]) in panels for x in lines)
+
+
+def printed_sensitivity(found: Found) -> dict[str, Any] | None:
+    """The section of a report from sensitivity.json; none where no changed row has a value."""
+    variations = found["variations"]
+    if not any(line["valued"] for each in variations for line in each["rows"].values()):
+        return None
+    described = {each["name"]: each["description"] for each in variations}
+    seeds = {each["name"]: len(each["seeds"]) for each in variations}
+    idle = [claim["id"] for claim in found["claims"] if not claim["tests"]]
+    return {
+        "about": ABOUT,
+        "coverage": [prose(text) for text in coverage(variations)],
+        "idle": f"Not looked at: {', '.join(idle)}. {IDLE}" if idle else "",
+        "claims": [
+            {
+                "id": claim["id"],
+                "sentence": prose(" ".join([*_said(claim, described), *_lost(claim, described)])),
+                "parts": [*_parts(claim["tests"], described, seeds)],
+            }
+            for claim in found["claims"]
+            if claim["tests"]
+        ],
+    }
+
+
+def _said(claim: Found, described: Mapping[str, str]) -> Iterator[str]:
+    """How many comparisons there are, which change sides, how many are told, the largest."""
+    tests = claim["tests"]
+    every = [(test, name, it) for test in tests for name, it in test["variations"].items()]
+    counts = sorted({it["change"]["seeds"] for _, _, it in every})
+    yield (
+        f"{len(tests)} of {_several(claim['measured'], 'test')} with a number here"
+        f" {'was' if len(tests) == 1 else 'were'} repeated under"
+        f" {_several(len({name for _, name, _ in every}), 'variation')}:"
+        f" {_several(len(every), 'comparison')} of {_range(counts, 'shared seed')},"
+        f" {_turned(every, described)}."
+    )
+    untold = sum(not it["apart"] for _, _, it in every)
+    if untold:
+        told = f"{untold} of {_several(len(every), 'change')} cannot be told from 0 by these seeds"
+    else:
+        told = "The interval of every change leaves 0 out"
+    largest = _largest(every, described)
+    yield f"{told}; the largest {'is' if len(largest) == 1 else 'are'} {'; '.join(largest)}."
+
+
+def _several(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _turned(every: Sequence[tuple], described: Mapping[str, str]) -> str:
+    """'no effect changes sides', or in which tests and variations it does, with both sizes."""
+    turned = [each for each in every if each[2]["turned"]]
+    if not turned:
+        return "no effect changes sides"
+    untold = sorted({it["seeds"] for _, _, it in turned if not _told(it)})
+    text = f"{len(turned)} {'changes' if len(turned) == 1 else 'change'} sides"
+    if untold:
+        number = sum(not _told(it) for _, _, it in turned)
+        which = f" in {number} of these" if number < len(turned) else ""
+        text += f", which{which} {_range(untold, 'seed')} cannot tell (?)"
+    by_test: dict[str, list[tuple]] = {}
+    for each in sorted(turned, key=lambda each: not _told(each[2])):
+        by_test.setdefault(each[0]["label"], []).append(each)
+    named = []
+    for label, mine in list(by_test.items())[:NAMED]:
+        there = ", ".join(
+            f"{_effect(test, it['effect'], unit=False)}{'' if _told(it) else '?'} with"
+            f" {described[name]}"
+            for test, name, it in mine
+        )
+        named.append(f"{label} ({_effect(mine[0][0], mine[0][0]['effect'])} here; {there})")
+    if len(by_test) > NAMED:
+        named.append(f"and {_several(len(by_test) - NAMED, 'more test')}, bold below")
+    return f"{text}: {'; '.join(named)}"
+
+
+def _told(it: Found) -> bool:
+    """Whether the seeds tell that an effect is on the other side."""
+    return it["apart"] and it["clear"]
+
+
+def _range(numbers: Sequence[int], what: str) -> str:
+    """'2 seeds', '1 to 3 seeds', of sorted numbers."""
+    least = f"{numbers[0]} to " if len(numbers) > 1 else ""
+    return f"{least}{_several(numbers[-1], what)}"
+
+
+def _largest(every: Sequence[tuple], described: Mapping[str, str]) -> list[str]:
+    """The largest change of each kind of number: points and scores are not held together."""
+    kinds: dict[tuple[str, str], list[tuple]] = {}
+    for each in every:
+        if each[2]["change"]["effect"] is not None:
+            last = each[0]["metric"].rpartition("/")[2]
+            kinds.setdefault((last, _unit(each[0])[2]), []).append(each)
+    out = []
+    for each in kinds.values():
+        test, name, it = max(each, key=lambda one: abs(one[2]["change"]["effect"]))
+        size = _change(test, it["change"]["effect"]) + _unit(test)[2]
+        out.append(f"{size}, {test['label']}, with {described[name]}")
+    return out or ["unknown, as no seed is shared"]
+
+
+def _unit(test: Found) -> tuple[float, int, str]:
+    """Factor, decimals and unit of a change: that of a level in percent is in points."""
+    times, decimals, unit = unit_of(test)
+    return times, decimals, unit.replace(" %", " points")
+
+
+def _effect(test: Found, effect: float, *, unit: bool = True) -> str:
+    times, decimals, of = unit_of(test)
+    signed = test["kind"] not in ("above", "below")
+    return fixed(times * effect, decimals, signed=signed) + (of if unit else "")
+
+
+def _change(test: Found, change: float) -> str:
+    times, decimals, _ = _unit(test)
+    return fixed(times * change, decimals, signed=True)
+
+
+def _lost(claim: Found, described: Mapping[str, str]) -> Iterator[str]:
+    """Failed and mixed seeds at the variations, and whether they are in the numbers."""
+    words = {
+        "counted": "Failed seeds, counted as they ended where they left a value",
+        "left out": "Failed seeds, in no number",
+        "mixed": "Mixed seeds, in no number",
+    }
+    for state, text in words.items():
+        named = [
+            f"{each['label']}, with {described[each['variation']]}"
+            + (f" ({', '.join(map(str, each['seeds']))})" if each["seeds"] else "")
+            for each in claim["lost"]
+            if each["state"] == state
+        ]
+        if named:
+            yield f"{text}: {'; '.join(named)}."
+
+
+def _parts(
+    tests: Sequence[Found], described: Mapping[str, str], seeds: Mapping[str, int]
+) -> Iterator[dict[str, Any]]:
+    """Tables of FIT variations at most: a line for each test that one of them concerns."""
+    names = [name for name in described if any(name in test["variations"] for test in tests)]
+    for start in range(0, len(names), FIT):
+        of = names[start : start + FIT]
+        yield {
+            "columns": [described[name] for name in of],
+            "rows": [
+                {
+                    "label": prose(test["label"]),
+                    "here": _effect(test, test["effect"]),
+                    "cells": [_cell(test, test["variations"].get(n), seeds[n]) for n in of],
+                }
+                for test in tests
+                if any(name in test["variations"] for name in of)
+            ],
+        }
+
+
+def _cell(test: Found, it: Found | None, planned: int) -> dict[str, Any]:
+    """Effect and change there; how many seeds are shared, where that is fewer than planned."""
+    if it is None:
+        return {"effect": "\u2013", "change": "", "turned": False}
+    change = it["change"]
+    text = "no seed is shared"
+    if change["effect"] is not None:
+        text = f"\u0394 {_change(test, change['effect'])}"
+        if change["interval"]:
+            times, decimals, _ = _unit(test)
+            half = times * (change["interval"][1] - change["interval"][0]) / 2
+            text += f" \u00b1 {fixed(half, decimals)}"
+        if change["seeds"] < max(2, planned):
+            text += f", {_several(change['seeds'], 'seed')}"
+    effect = _effect(test, it["effect"], unit=False)
+    effect += "?" if it["turned"] and not _told(it) else ""
+    return {"effect": effect, "change": text, "turned": it["turned"]}
