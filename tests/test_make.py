@@ -1,4 +1,4 @@
-"""The Makefile: what it lists and what it removes."""
+"""The Makefile: what it lists and what it removes; and .ci/run, which installs only in CI."""
 
 import os
 import re
@@ -77,3 +77,41 @@ def test_install_runs_nothing(folder):
     plans = {target: make(folder, "-n", target).stdout for target in ("install", "demo")}
     assert all("pip install" in plan for plan in plans.values())
     assert ["snakemake --cores" in plan for plan in plans.values()] == [False, True]
+
+
+STANDINS = {
+    "id": "echo 0",
+    "apt-get": 'echo "$*" >> installed',
+    "say": "true",
+}
+
+
+@pytest.mark.parametrize("ci", ["", "true"])
+@pytest.mark.parametrize("present", [(), ("slurmd", "munged"), ("slurmctld",)])
+def test_system_packages_are_installed_in_ci_alone(tmp_path, ci, present):
+    """The part of .ci/run that does it, as root, with stand-ins for all programs."""
+    text = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    part = re.search(r'^say "packages.*?(?=^say "make test")', text, re.MULTILINE | re.DOTALL)[0]
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, body in {**STANDINS, **dict.fromkeys(present, "true")}.items():
+        (programs / name).write_text(f"#!/bin/sh\n{body}\n")
+        (programs / name).chmod(0o755)
+    done = subprocess.run(
+        [shutil.which("bash"), "-euo", "pipefail", "-c", part],
+        cwd=tmp_path,
+        env={"PATH": str(programs), "CI": ci},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    log = tmp_path / "installed"
+    if ci and "slurmctld" not in present:
+        wanted = ["update", "install --yes slurmctld slurmd slurm-client munge"]
+        assert log.read_text().splitlines() == wanted
+    else:
+        assert not log.exists()
+    packages = {"slurmctld": "slurmctld", "slurmd": "slurmd", "munged": "munge"}
+    lacking = {package for program, package in packages.items() if program not in present}
+    named = set(done.stdout.partition("names):")[2].split())
+    assert named == (set() if ci else lacking | {"slurm-client"})
