@@ -11,7 +11,9 @@ from peregrine.cli.options import TRAVEL, Configuration, ScaleName, app
 @app.command(rich_help_panel=TRAVEL)
 def bundle(
     path: Annotated[Path, typer.Argument(help="The bundle to write, such as runs.tar.xz.")],
-    run: Annotated[list[str] | None, typer.Option("--run", help="May be repeated.")] = None,
+    run: Annotated[
+        list[str] | None, typer.Option("--run", help="Only this STUDY/ROW or run id; repeatable.")
+    ] = None,
     weights: Annotated[bool, typer.Option("--weights", help="Pack the networks too.")] = False,
     own: Annotated[bool, typer.Option("--own", help="Leave out what was adopted.")] = False,
     slim: Annotated[
@@ -25,7 +27,8 @@ def bundle(
     from peregrine.reporting.bundles import bundle as step
 
     project = load(config, scale=scale)
-    count, others = step(project, Path(project.config.results), path, run or (), weights, own, slim)
+    runs = [project.id_of(name) for name in run or ()]
+    count, others = step(project, Path(project.config.results), path, runs, weights, own, slim)
     for line in others:
         print(f"not packed: {line}")
     size = path.stat().st_size / 2**20
