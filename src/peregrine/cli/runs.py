@@ -36,7 +36,8 @@ def prepare(
         bool, typer.Option("--check", help="Say what is there; write and fetch nothing.")
     ] = False,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="That decode image folders; all cores by default.")
+        int | None,
+        typer.Option(min=1, help="Threads that decode image folders (default: all cores)."),
     ] = None,
 ) -> None:
     """Bring a data set into one verified uint8 file.
@@ -71,7 +72,11 @@ def pretrain(
     scale: ScaleName = None,
     device: Device = "auto",
     seeds_together: Annotated[
-        int | None, typer.Option(min=1, help="Trained at a time; the scale's number by default.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="How many seeds to train side by side (default: the scale's seeds_together).",
+        ),
     ] = None,
 ) -> None:
     """Train a run, one seed after the other or several at a time; a stopped one goes on.

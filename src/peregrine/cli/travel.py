@@ -17,7 +17,12 @@ def bundle(
     weights: Annotated[bool, typer.Option("--weights", help="Pack the networks too.")] = False,
     own: Annotated[bool, typer.Option("--own", help="Leave out what was adopted.")] = False,
     slim: Annotated[
-        bool, typer.Option("--slim", help="Matrices of the first seed alone: figures show one.")
+        bool,
+        typer.Option(
+            "--slim",
+            help="Pack the large matrices of each run's first finished seed only: figures use no"
+            " others.",
+        ),
     ] = False,
     config: Configuration = Path("config"),
     scale: ScaleName = None,
@@ -40,7 +45,10 @@ def adopt(
     paths: Annotated[list[Path], typer.Argument(help="Bundles, adopted one after the other.")],
     replicate: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="For the noise floor alone, under this name."),
+        typer.Option(
+            metavar="NAME",
+            help="Keep the seeds apart under NAME, as repeats to compare with, never as results.",
+        ),
     ] = None,
     config: Configuration = Path("config"),
     scale: ScaleName = None,
