@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all their own set-up. Nothing else needs to be installed.
+# `make` lists what there is. Each target sets itself up: nothing else needs to be installed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,14 @@ CORES ?= all
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)/src
 
-.PHONY: demo test test-oldest test-newest lint format schema published readme lock clean
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-oldest test-newest lint format schema published readme lock \
+  clean clean-results
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z][a-z -]*:.*## / {printf "make %-24s %s\n", $$1, $$2}' Makefile
+
+install: $(VENV)/installed  ## only the environment, in .venv; nothing is run
 
 demo: $(VENV)/installed  ## studies and theory at demo scale: three PDFs in reports/demo/
 	snakemake --cores $(CORES)
@@ -24,7 +31,7 @@ lint: $(VENV)/installed  ## style of Python and Snakemake files
 	snakefmt --check Snakefile workflow
 	snakemake --lint
 
-format: $(VENV)/installed
+format: $(VENV)/installed  ## Python and Snakemake files brought into that style
 	ruff check --fix .
 	ruff format .
 	snakefmt Snakefile workflow
@@ -41,10 +48,19 @@ readme: $(VENV)/installed  ## README.md's verdicts from a finished demo and from
 lock:  ## requirements.lock and the conda environments from pyproject.toml; needs uv
 	$(PYTHON) tools/lock.py
 
-clean:  ## everything that make or snakemake wrote, data and trained runs included; not reports/published/
-	rm -rf $(VENV) .venv-oldest .venv-newest results report.html .snakemake .pytest_cache .ruff_cache .hypothesis
-	test ! -d reports || find reports -mindepth 1 -maxdepth 1 ! -name published -exec rm -rf {} +
+# Snakemake's notes of what it made stay as long as that does: without them a changed parameter of a
+# step would rerun nothing.
+clean:  ## environments and caches removed; nothing trained, downloaded or reported
+	rm -rf $(VENV) .venv-oldest .venv-newest .snakemake/conda .snakemake/conda-archive
+	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+clean-results:  ## with YES=1: results/ and reports/ removed, downloads too; not reports/published/
+	@test '$(YES)' = 1 || { echo "this deletes results/ (trained and adopted runs, downloads), report.html\
+	 and all of reports/ but reports/published/; to do so: make clean-results YES=1" >&2; exit 1; }
+	rm -rf results report.html
+	test ! -d reports || find reports -mindepth 1 -maxdepth 1 ! -name published -exec rm -rf {} +
+	test ! -d .snakemake || find .snakemake -mindepth 1 -maxdepth 1 ! -name 'conda*' -exec rm -rf {} +
 
 # The lock is complete, so pip needs no resolver; the marker is written last, after a whole install.
 $(VENV)/installed: requirements.lock

@@ -1,4 +1,4 @@
-"""How well `peregrine status --estimate` predicts a row from the other rows of a scale.
+"""How well `status --estimate` predicts a row from the other rows of a scale.
 
     PYTHONPATH=src python benchmarks/estimate.py [--scale demo] [--data results/data]
         [--repeats 5] [--record benchmarks/recorded]

@@ -288,7 +288,7 @@ def main() -> None:
 
 
 def ours_of(results: dict[str, dict], threads: int) -> Iterator[tuple[str, dict]]:
-    """Of our rows what `peregrine status --estimate` reads."""
+    """Of our rows what `python -m peregrine status --estimate` reads."""
     for case, rates in results.items():
         method, width = case.split(", width ")
         for name in (each for each in rates if each.startswith("ours")):

@@ -53,10 +53,11 @@ def test_all_steps_of_a_run(cli, runs):
     assert all((folder / "resume/last.safetensors").exists() for folder in folders)
     backbone.write_bytes(whole)
 
-    assert cli("extract", *run)[0] == 0
+    named = ("--run", "one/first", *run[2:])
+    assert cli("extract", *named)[0] == 0
     assert not any((folder / "resume/last.safetensors").exists() for folder in folders)
     in_one_line(cli("evaluate", *run, "--device", "gpu"), "'gpu'")
-    assert cli("evaluate", *run)[0] == 0
+    assert cli("evaluate", *named)[0] == 0
     assert cli("diagnose", *run)[0] == 0
     for folder in folders:
         read = {path.stem: json.loads(path.read_text()) for path in folder.glob("*/*.json")}
@@ -72,6 +73,8 @@ def test_all_steps_of_a_run(cli, runs):
         assert [row["layer"] for row in spectrum] == ["features"] * 8 + ["embeddings"] * 8
         values = [float(row["value"]) for row in spectrum if row["layer"] == "features"]
         assert values == sorted(values, reverse=True)
+    path = results / "first.tar.xz"
+    assert f"{path}: 2 seeds, " in cli("bundle", path, *named[:2])[1]
 
 
 def test_a_run_that_ends_in_nan_passes_through(cli, runs):
@@ -147,6 +150,30 @@ def test_what_a_user_may_get_wrong(cli, runs, tiny_config):
     study = tiny_config / "studies/one.yaml"
     study.write_text(study.read_text().replace("epochs: 2", "epoch: 2"))
     in_one_line(cli("pretrain", *run), "one.yaml", "'epoch'", "did you mean 'epochs'?")
+
+
+def test_a_row_is_trained_by_its_name(cli, runs):
+    ids, results = runs
+    code, out, _ = cli("pretrain", "--run", "one/first", "--seed", 0)
+    assert code == 0 and out.startswith(f"run {ids['first']}, seed 0: ")
+    assert [path.name for path in (results / "runs").iterdir()] == [ids["first"]]
+
+
+@pytest.mark.parametrize("step", ["pretrain", "extract", "evaluate", "robustness", "bundle"])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("one/frist", ("--run one/frist", "scale tiny", "study one", "did you mean 'first'?")),
+        ("one/", ("--run one/", "there are: first, nan")),
+        ("two/first", ("study 'two'", "one")),
+        ("first", ("--run first", "with its study: one/first")),
+        ("zzz", ("'zzz'", "2 runs of scale tiny", "status", "STUDY/ROW")),
+    ],
+)
+def test_a_name_of_no_row_is_one_line(cli, runs, step, name, words):
+    given = (runs[1] / "a.tar.xz",) if step == "bundle" else ("--seed", 0)
+    in_one_line(cli(step, *given, "--run", name), *words)
+    assert not (runs[1] / "runs").exists()
 
 
 @pytest.mark.parametrize("more", [(), ("--seeds-together", 2)])

@@ -222,6 +222,17 @@ def test_unknown_names_of_a_project(tiny_config):
     assert run.id == run_id(run.run)
 
 
+def test_a_run_is_named_by_its_row_or_its_id(pytestconfig):
+    project = load(pytestconfig.rootpath / "config", scale="demo")
+    for cell in project.cells:
+        assert project.id_of(f"{cell.study}/{cell.row}") == project.id_of(cell.id) == cell.id
+    assert len({project.id_of(f"{study}/untrained") for study in project.studies}) == 2
+    with pytest.raises(UserError, match="falcon/untrained or feature_augmentation/untrained$"):
+        project.id_of("untrained")
+    with pytest.raises(UserError, match="did you mean 'barlow-twins'"):
+        project.id_of("falcon/barlow-twin")
+
+
 def test_run_yaml_gives_the_run_back(tiny_run, tmp_path):
     """What `pretrain` writes beside the weights and `extract` reads."""
     run = tiny_run("two_branch", optimizer={"lr": 1e-5, "weight_decay": 1e-20})

@@ -391,15 +391,3 @@ def test_git_does_not_ignore_what_is_published():
     assert subprocess.run(ignored, cwd=ROOT).returncode == 1
     ignored[-1] = "reports/cpu/falcon.pdf"
     assert subprocess.run(ignored, cwd=ROOT).returncode == 0
-
-
-def test_make_clean_leaves_what_is_published(tmp_path):
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    kept, gone = tmp_path / "reports/published/cpu/a.pdf", tmp_path / "reports/trial/a.pdf"
-    for path in (kept, gone, tmp_path / "results/runs/x"):
-        files.write_text(path, "x")
-    clean = ["make", "clean"]
-    subprocess.run(clean, cwd=tmp_path, check=True, capture_output=True)
-    assert kept.is_file() and not gone.parent.exists() and not (tmp_path / "results").exists()
-    shutil.rmtree(tmp_path / "reports")
-    subprocess.run(clean, cwd=tmp_path, check=True, capture_output=True)

@@ -166,8 +166,9 @@ def test_the_table_counts(world):
     lines = as_text(world.project, look(world), "what").splitlines()
     head, small, large = lines[3:6]
     assert lines[:3] == ["scale mini, seeds 0 1 2", "", "toy"]
-    assert head.split() == ["row", "done", "to", "evaluate", "missing", "run"]
+    assert head.split() == ["row", "label", "done", "to", "evaluate", "missing", "run"]
     ids = {row: cell.id for row, cell in world.project.of("toy").items()}
+    assert [line.split()[0] for line in (small, large)] == ["small", "large"]
     assert small.split()[-4:] == ["2", ".", "1", ids["small"]]
     assert large.split()[-4:] == ["2", "1", ".", ids["large"]]
     # Numbers stand under the last letter of their heading.

@@ -41,7 +41,8 @@ LOGS = f"{RESULTS}/logs"
 BENCHMARKS = f"{RESULTS}/benchmarks"
 PROTOCOL = PROJECT.scale.protocol
 
-# Named before the trainings that a detection comes after, unless all of it is there already.
+# Detection comes last. That its data are missing is said now, before anything is trained, unless
+# every detection has been done already.
 if PROJECT.detection and not (PROJECT.detection.folder / "Annotations").is_dir():
     for cell in (each for each in PROJECT.cells if "detection" in each.evaluations):
         for seed in PROJECT.scale.seeds:

@@ -18,9 +18,14 @@ def status(
     ] = None,
     config: Configuration = Path("config"),
     scale: ScaleName = None,
-    json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Instead: hours of every study, as measured so far.")
+        bool,
+        typer.Option(
+            "--estimate",
+            help="Print instead the hours that each study will take, predicted from the runs that"
+            " were measured so far.",
+        ),
     ] = False,
 ) -> None:
     """How far every seed of every row is, and what to type next; or how long it takes.

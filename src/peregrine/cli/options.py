@@ -32,7 +32,9 @@ ScaleName = Annotated[
     str | None,
     typer.Option("--scale", help="A file of config/scales/; config.yaml's scale if not given."),
 ]
-RunId = Annotated[str, typer.Option("--run", help="Run id, as `status` and results/runs name it.")]
+RunName = Annotated[
+    str, typer.Option("--run", help="STUDY/ROW, such as falcon/untrained, or a run id of `status`.")
+]
 Seeds = Annotated[list[int], typer.Option("--seed", help="A seed of the scale; may be repeated.")]
 Device = Annotated[
     str, typer.Option(help="auto (a GPU where there is one, else the CPU), cpu, cuda or cuda:N.")

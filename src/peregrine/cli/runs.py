@@ -13,7 +13,7 @@ from peregrine.cli.options import (
     Configuration,
     DataSet,
     Device,
-    RunId,
+    RunName,
     ScaleName,
     Seeds,
     app,
@@ -36,7 +36,8 @@ def prepare(
         bool, typer.Option("--check", help="Say what is there; write and fetch nothing.")
     ] = False,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="That decode image folders; all cores by default.")
+        int | None,
+        typer.Option(min=1, help="Threads that decode image folders (default: all cores)."),
     ] = None,
 ) -> None:
     """Bring a data set into one verified uint8 file.
@@ -65,13 +66,17 @@ def prepare(
 
 @app.command(rich_help_panel=STEPS)
 def pretrain(
-    run: RunId,
+    run: RunName,
     seed: Seeds,
     config: Configuration = Path("config"),
     scale: ScaleName = None,
     device: Device = "auto",
     seeds_together: Annotated[
-        int | None, typer.Option(min=1, help="Trained at a time; the scale's number by default.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="How many seeds to train side by side (default: the scale's seeds_together).",
+        ),
     ] = None,
 ) -> None:
     """Train a run, one seed after the other or several at a time; a stopped one goes on.
@@ -90,6 +95,7 @@ def pretrain(
         check_launcher()
         end_with_parent()
     project = load(config, scale=scale)
+    run = project.id_of(run)
     chosen = project.run(run)
     project.check_seeds(run, seed)
     if len(set(seed)) < len(seed):  # side by side one would wait for the other's lock
@@ -137,7 +143,7 @@ def pretrain(
 
 @app.command(rich_help_panel=STEPS)
 def extract(
-    run: RunId,
+    run: RunName,
     seed: Seeds,
     config: Configuration = Path("config"),
     scale: ScaleName = None,
@@ -160,7 +166,7 @@ def extract(
 
 @app.command(rich_help_panel=STEPS)
 def evaluate(
-    run: RunId,
+    run: RunName,
     seed: Seeds,
     config: Configuration = Path("config"),
     scale: ScaleName = None,
@@ -191,7 +197,7 @@ def evaluate(
 
 @app.command(rich_help_panel=STEPS)
 def diagnose(
-    run: RunId, seed: Seeds, config: Configuration = Path("config"), scale: ScaleName = None
+    run: RunName, seed: Seeds, config: Configuration = Path("config"), scale: ScaleName = None
 ) -> None:
     """Collapse diagnostics on frozen features.
 
@@ -209,7 +215,7 @@ def diagnose(
 
 @app.command(rich_help_panel=STEPS)
 def robustness(
-    run: RunId,
+    run: RunName,
     seed: Seeds,
     config: Configuration = Path("config"),
     scale: ScaleName = None,
@@ -228,7 +234,7 @@ def robustness(
 
 @app.command(rich_help_panel=STEPS)
 def detect(
-    run: RunId,
+    run: RunName,
     seed: Seeds,
     config: Configuration = Path("config"),
     scale: ScaleName = None,
@@ -256,7 +262,7 @@ def with_data(
     project = load(config, scale=scale)
     folders = trained(project, run, seeds)
     set_threads(project.scale.training_threads)
-    part = project.run(run).dataset
+    part = project.run(project.id_of(run)).dataset
     data = load_data(Path(project.config.results) / "data" / f"{part.name}.safetensors", part)
     return project, folders, data, pick_device(device)
 
@@ -265,6 +271,7 @@ def trained(project: "Project", run: str, seeds: list[int]) -> list[Path]:
     """Folders of trained seeds, each of which must hold the run and seed that its path says."""
     from peregrine.frozen import read_outcome
 
+    run = project.id_of(run)
     project.check_seeds(run, seeds)
     folders = [own_folder(Path(project.config.results), run, each) for each in seeds]
     for folder, seed in zip(folders, seeds):

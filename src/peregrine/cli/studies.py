@@ -29,7 +29,10 @@ def report(
     config: Configuration = Path("config"),
     scale: ScaleName = None,
     first: Annotated[
-        bool, typer.Option("--collect", help="Collect first what is there: a report in between.")
+        bool,
+        typer.Option(
+            "--collect", help="Run collect first, so that an unfinished study can be reported."
+        ),
     ] = False,
 ) -> None:
     """Executed notebook, HTML and PDF of a study.

@@ -38,7 +38,7 @@ def places(wanted: int, device: str) -> int:
 
 
 def train_together(seeds: Sequence[int], at_once: int, options: Sequence[str], threads: int) -> int:
-    """Run `peregrine pretrain --seed S OPTIONS` for every seed, `at_once` at a time.
+    """Run `python -m peregrine pretrain --seed S OPTIONS` for every seed, `at_once` at a time.
 
     SIGTERM and SIGINT are passed on; no seed is begun after one, or after an error.
 

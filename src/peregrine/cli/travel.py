@@ -11,11 +11,18 @@ from peregrine.cli.options import TRAVEL, Configuration, ScaleName, app
 @app.command(rich_help_panel=TRAVEL)
 def bundle(
     path: Annotated[Path, typer.Argument(help="The bundle to write, such as runs.tar.xz.")],
-    run: Annotated[list[str] | None, typer.Option("--run", help="May be repeated.")] = None,
+    run: Annotated[
+        list[str] | None, typer.Option("--run", help="Only this STUDY/ROW or run id; repeatable.")
+    ] = None,
     weights: Annotated[bool, typer.Option("--weights", help="Pack the networks too.")] = False,
     own: Annotated[bool, typer.Option("--own", help="Leave out what was adopted.")] = False,
     slim: Annotated[
-        bool, typer.Option("--slim", help="Matrices of the first seed alone: figures show one.")
+        bool,
+        typer.Option(
+            "--slim",
+            help="Pack the large matrices of each run's first finished seed only: figures use no"
+            " others.",
+        ),
     ] = False,
     config: Configuration = Path("config"),
     scale: ScaleName = None,
@@ -25,7 +32,8 @@ def bundle(
     from peregrine.reporting.bundles import bundle as step
 
     project = load(config, scale=scale)
-    count, others = step(project, Path(project.config.results), path, run or (), weights, own, slim)
+    runs = [project.id_of(name) for name in run or ()]
+    count, others = step(project, Path(project.config.results), path, runs, weights, own, slim)
     for line in others:
         print(f"not packed: {line}")
     size = path.stat().st_size / 2**20
@@ -37,7 +45,10 @@ def adopt(
     paths: Annotated[list[Path], typer.Argument(help="Bundles, adopted one after the other.")],
     replicate: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="For the noise floor alone, under this name."),
+        typer.Option(
+            metavar="NAME",
+            help="Keep the seeds apart under NAME, as repeats to compare with, never as results.",
+        ),
     ] = None,
     config: Configuration = Path("config"),
     scale: ScaleName = None,

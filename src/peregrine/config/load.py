@@ -79,6 +79,32 @@ class Project:
             )
         return runs[run_id]
 
+    def id_of(self, name: str) -> str:
+        """The id of a run that is named by its id or, as on the command line, by STUDY/ROW.
+
+        Raises:
+            UserError: no row of this scale is called so.
+        """
+        if name in self.runs():
+            return name
+        study, slash, row = name.partition("/")
+        if slash:
+            self.study(study)
+            rows = self.of(study)
+            if row in rows:
+                return rows[row].id
+            raise UserError(
+                f"--run {name}: scale {self.scale.name} runs no row '{row}' of study {study};"
+                f" {known_names(row, rows)}"
+            )
+        rows = [f"{cell.study}/{cell.row}" for cell in self.cells if cell.row == name]
+        if rows:
+            raise UserError(f"--run {name}: a row is named with its study: {' or '.join(rows)}")
+        raise UserError(
+            f"run '{name}' is none of the {len(self.runs())} runs of scale {self.scale.name};"
+            " `status` lists their rows and ids, and --run takes an id or STUDY/ROW"
+        )
+
     def check_seeds(self, run: str, seeds: Iterable[int]) -> None:
         """Raises UserError for a run or a seed that the scale does not have."""
         self.run(run)

@@ -1,8 +1,9 @@
-"""What a step of a run asks of a machine: memory, time and whether a GPU helps. Estimates.
+"""Estimates of what a step of a run needs: memory, time, and whether a GPU helps.
 
-They are circumstances and change no number, so they are no part of a run. So is the number of
-processes that train it. Asked for in full, they would be held against every run alike: CIFAR's
-needs kill a training on ImageNet, ImageNet's leave CIFAR waiting in a queue.
+None of this, nor the number of processes that train a run, changes a result, so it is no part of
+the run's configuration. It is estimated for each run, because one number for all would not do: with
+the memory and time of CIFAR a training on ImageNet is killed, and with those of ImageNet jobs on
+CIFAR wait long in a cluster's queue.
 """
 
 import math

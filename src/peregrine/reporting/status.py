@@ -137,11 +137,12 @@ def next_step(project: Project, seeds: Sequence[SeedState], default_scale: str) 
 def as_text(project: Project, seeds: Sequence[SeedState], step: str) -> str:
     """Tables, the lines on what is not done, totals and the next step, for a reader."""
     shown = [s for s in STATES if s == "done" or any(each.state == s for each in seeds)]
-    label = max([3, *(len(each.label) for each in seeds)])
+    name = max([3, *(len(each.row) for each in seeds)])
+    label = max([5, *(len(each.label) for each in seeds)])
     lines = [f"scale {project.scale.name}, seeds {' '.join(map(str, project.scale.seeds))}"]
     for study in dict.fromkeys(each.study for each in seeds):
         head = "".join(f"  {state}" for state in shown)
-        lines += ["", study, f"  {'row':<{label}}{head}  run"]
+        lines += ["", study, f"  {'row':<{name}}  {'label':<{label}}{head}  run"]
         rows: dict[str, list[SeedState]] = {}
         for each in seeds:
             if each.study == study:
@@ -149,7 +150,8 @@ def as_text(project: Project, seeds: Sequence[SeedState], step: str) -> str:
         for of_row in rows.values():
             count = Counter(each.state for each in of_row)
             cells = "".join(f"  {count[s] or '.':>{len(s)}}" for s in shown)
-            lines.append(f"  {of_row[0].label:<{label}}{cells}  {of_row[0].run}")
+            row = of_row[0]
+            lines.append(f"  {row.row:<{name}}  {row.label:<{label}}{cells}  {row.run}")
     lines += [""] * any(each.detail for each in seeds)
     lines += _notes(seeds)
     total = Counter(each.state for each in seeds)
