@@ -55,6 +55,7 @@ def report(
         "seeds": list(scale.seeds),
     }
     parts = {
+        "ordering": collected.orders,
         "noise": collected.pairs,
         "no-noise": not collected.pairs,
         "sensitivity": "sensitivity" in data["printed"],
