@@ -576,7 +576,8 @@ if printed["left_out"]["figures"]:
 # of every seed there. Recomputed from these, to six decimals: the effect there, and the change, the
 # number there minus that here of every seed that both have, with its 95 % interval. "turned": the
 # effects are on opposite sides of the threshold; "apart": the interval of the change leaves 0 out;
-# "clear": those of both effects leave the threshold out. No verdict is made of any of them.
+# "clear": those of both effects leave the threshold out. "orders": Kendall's tau-b between rows
+# there and here. No verdict is made of any of them.
 
 # %% tags=["sensitivity"]
 sensitivity = json.loads((folder / "sensitivity.json").read_text())
@@ -636,8 +637,23 @@ for claim in sensitivity["claims"]:
             line = [claim["id"], test["label"], test["effect"], name, there["effect"]]
             line += [change["effect"], low, high, change["seeds"]]
             page.append([*line, ", ".join(key for key, word in words.items() if word)])
+
+elsewhere = pd.read_csv(folder / "sensitivity.csv")
+for said in sensitivity["orders"]:  # of rows by their means over the seeds that both have
+    for name, it in said["variations"].items():
+        of = elsewhere[elsewhere["variation"] == name]
+        of = of[(of["metric"] == said["metric"]) & (of["reading"] == said["reading"])]
+        both = [
+            pd.concat([values(row, said["metric"], said["reading"]), y], axis=1).dropna().mean()
+            for row, y in of.set_index("seed").groupby("row")["value"]
+        ]
+        x, y = np.array([pair for pair in both if pair.notna().all()]).round(6).T
+        tau = stats.kendalltau(x, y).statistic
+        at = f"sensitivity.json, order of rows, {said['label']}, {name}"
+        assert it["rows"] == len(x) and same(tau, it["tau"]), f"{at}: {tau}, not {it['tau']}"
+
 display(HTML(f"<p>{escape(printed['sensitivity']['about'])}</p>"))
-for text in printed["sensitivity"]["coverage"]:
+for text in printed["sensitivity"]["coverage"] + printed["sensitivity"]["orders"]:
     display(HTML(f"<p>{escape(text)}</p>"))
 for said in printed["sensitivity"]["claims"]:
     display(HTML(f"<p><b>{escape(said['id'])}.</b> {escape(said['sentence'])}</p>"))
