@@ -34,9 +34,8 @@ def has_values(figure: Figure, lines: Sequence[Mapping[str, str]]) -> bool:
     """Whether a figure of kind sensitivity has a number of a changed row; others always."""
     if figure.kind != "sensitivity":
         return True
-    rows = {row for group in figure.groups.values() for row in group}
     panels = {(panel.metric, panel.reading) for panel in figure.panels}
-    return any(x["row"] in rows and (x["metric"], x["reading"]) in panels for x in lines)
+    return any(x["row"] in figure.rows and (x["metric"], x["reading"]) in panels for x in lines)
 
 
 def printed_sensitivity(found: Found) -> dict[str, Any] | None:

@@ -111,7 +111,7 @@ def _drawn(study: Study) -> dict[tuple[str, str], tuple[str, dict[str, None]]]:
     for figure in study.figures:
         for panel in figure.panels if figure.kind == "sensitivity" else ():
             _, rows = drawn.setdefault((panel.metric, panel.reading), (panel.label, {}))
-            rows |= dict.fromkeys(row for group in figure.groups.values() for row in group)
+            rows |= dict.fromkeys(figure.rows)
     return drawn
 
 
@@ -319,7 +319,7 @@ def _lost(
     """
     metrics: dict[str, list[str]] = {}
     for test in claim.tests:
-        for row in (*test.rows, *test.against, *test.control, *test.control_against):
+        for row in test.every_row:
             metrics.setdefault(row, []).append(test.metric)
     for row in _changed(metrics, here, there):
         entry = {"variation": there.scale, "row": row, "label": there.cells[row].label}
