@@ -34,6 +34,7 @@ for key, value in STEPS_SEE:
 
 SCALE = PROJECT.scale.name
 STUDIES = list(PROJECT.studies)
+THEORY_STUDY = ["theory"] if PROJECT.config.theory else []
 RESULTS = PROJECT.config.results
 RUNS = f"{RESULTS}/runs"
 REPORTS = f"{PROJECT.config.reports}/{SCALE}"
