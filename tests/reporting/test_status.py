@@ -34,7 +34,7 @@ from peregrine.reporting.status import (
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     """Three seeds of `small` and of `large`, all finished by today's code."""
-    monkeypatch.setattr(fingerprint, "fingerprint", lambda step, method=None, files=(): "now")
+    monkeypatch.setattr(fingerprint, "fingerprint", lambda step, method=None: "now")
     monkeypatch.setattr(fingerprint, "parts", lambda step, method=None: PARTS)
     return World(tmp_path)
 

@@ -12,6 +12,8 @@ from peregrine.config.study import Figure, Study
 from peregrine.errors import UserError
 
 READINGS = ("corrected", "released")
+EVALUATIONS = ("linear", "knn", "clustering", "collapse")
+"""Evaluations of every row."""
 LAYERS = ("features", "embeddings")
 """Layers whose spectra are kept."""
 
