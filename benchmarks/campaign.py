@@ -28,7 +28,7 @@ from peregrine.cli.options import INTERRUPTED
 from peregrine.cli.together import end_with_parent
 from peregrine.config.load import Cell, Project, load
 from peregrine.config.reading import known_names
-from peregrine.config.resources import COMMANDS, STEPS
+from peregrine.config.resources import COMMANDS, RUN_STEPS
 from peregrine.errors import UserError
 from peregrine.places import own_folder, seed_folder
 from peregrine.reporting.bundles import bundle
@@ -63,7 +63,7 @@ def chosen(project: Project, patterns: Sequence[str]) -> list[Cell]:
 def commands(cell: Cell, seed: int, trained: bool, options: Namespace, results: Path) -> Steps:
     """What a seed still needs."""
     extra = (COMMANDS.get(each, each) for each in cell.evaluations)
-    for step in (*(STEPS[1:] if trained else STEPS), *extra):
+    for step in (*(RUN_STEPS[1:] if trained else RUN_STEPS), *extra):
         device = ["--device", options.device] if step in ON_DEVICE else []
         yield [
             *(sys.executable, "-m", "peregrine", step, "--run", cell.id, "--seed", str(seed)),

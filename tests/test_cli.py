@@ -304,7 +304,7 @@ from pathlib import Path
 for name in sys.argv[1:]:
     importlib.import_module(name)
     assert "torch" not in sys.modules, f"{name} imports torch"
-from peregrine.config.fingerprint import STEPS, fingerprint
+from peregrine.config.fingerprint import fingerprint
 from peregrine.config.load import load
 project = load(Path("config"))
 for run in project.runs().values():

@@ -25,6 +25,9 @@ FITS = 50
 VOTES = {"supported": "for", "contradicted": "against", "undecided": "open"}
 """Verdict of a test -> what a mixed claim calls it."""
 
+NEEDED = {"id", "verdict", "tests", "votes", "interim"}
+"""What is read of a published claim."""
+
 NAMES = {"ami": "AMI", "nmi": "NMI"}
 
 Claims = dict[str, list[dict[str, Any]]]
@@ -73,6 +76,11 @@ def published(folder: Path, studies: Sequence[str]) -> dict[str, Claims]:
     names = sorted(path.name for path in folder.glob("*") if path.is_dir() and path.name != "demo")
     names.sort(key=lambda name: name == "paper")
     found = {name: claims_of(folder / name, studies) for name in names}
+    for name, claims in found.items():
+        for study, each in claims.items():
+            if any(not NEEDED <= claim.keys() for claim in each):
+                path = folder / name / study / "claims.json"
+                sys.exit(f"{path}: of older code; run `make published`")
     return {name: claims for name, claims in found.items() if claims}
 
 

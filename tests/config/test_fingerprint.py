@@ -215,14 +215,6 @@ def test_a_new_method_makes_nothing_stale(tree):
     assert stale_after(change) == set()
 
 
-def test_templates_count_as_bytes(tmp_path):
-    path = tmp_path / "study.typ"
-    path.write_text("a")
-    first = fingerprint("diagnose", files=(path,))
-    path.write_text("a ")
-    assert len({first, fingerprint("diagnose", files=(path,)), fingerprint("diagnose")}) == 3
-
-
 @pytest.mark.parametrize(
     ("one", "other"),
     [

@@ -171,3 +171,15 @@ def test_without_a_finished_demo_it_is_a_line(tmp_path):
     with pytest.raises(SystemExit, match="no finished demo; run `make demo` first"):
         readme.main([], root)
     assert "old" in (root / "README.md").read_text()
+
+
+@pytest.mark.parametrize("lacks", ["votes", "interim"])
+def test_a_snapshot_of_older_code_is_one_line(tmp_path, lacks):
+    path = tmp_path / "cpu" / "toy" / "claims.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps([claim()]))
+    assert readme.published(tmp_path, ["toy"]) == {"cpu": {"toy": [claim()]}}
+    path.write_text(json.dumps([{k: v for k, v in claim().items() if k != lacks}]))
+    with pytest.raises(SystemExit) as stopped:
+        readme.published(tmp_path, ["toy"])
+    assert stopped.value.code == f"{path}: of older code; run `make published`"

@@ -15,9 +15,7 @@ CODE = {"pretrain": "now"}
 def world(tmp_path, monkeypatch):
     """Two rows of three seeds; `CODE` is today's, by step."""
     CODE.clear()
-    monkeypatch.setattr(
-        fingerprint, "fingerprint", lambda step, method=None, files=(): CODE.get(step, "now")
-    )
+    monkeypatch.setattr(fingerprint, "fingerprint", lambda step, method=None: CODE.get(step, "now"))
     monkeypatch.setattr(fingerprint, "parts", lambda step, method=None: PARTS)
     return World(tmp_path)
 

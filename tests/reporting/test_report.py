@@ -280,6 +280,11 @@ FORGERIES = {
         lambda text: text.replace("0.900000", "0.900002").replace(",0.9,", ",0.900002,"),
         "table beyond, Toy, c = 16, few: mean is",
     ),
+    "an order of rows": (
+        "ordering.csv",
+        lambda text: text.replace(",0.707107,", ",0.807107,", 1),
+        "ordering.csv, main, linear: tau is 0.707",
+    ),
     "a measurement": (
         "metrics.csv",
         lambda text: re.sub(r"(few/accuracy,0\.\d)", r"\g<1>1", text, count=1),

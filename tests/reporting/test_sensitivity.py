@@ -291,7 +291,7 @@ def test_more_variations_than_fit_stand_in_parts():
         for n in names
     ]
     claims = [{"id": "A", "measured": 3, "tests": [test], "lost": []}]
-    made = printed_sensitivity({"variations": each, "claims": claims})
+    made = printed_sensitivity({"variations": each, "claims": claims, "orders": []})
     parts = made["claims"][0]["parts"]
     assert [part["columns"] for part in parts] == [["v1!", "v2!", "v3!", "v4!", "v5!"], ["v6!"]]
     assert parts[1]["rows"][0]["label"] == "a \u2013 b"
@@ -313,7 +313,7 @@ def test_of_many_that_turn_the_told_ones_come_first():
     each = {"name": "v", "description": "V", "seeds": [0, 1], "rows": rows, "same": {}}
     tests = [test(label, label == "e") for label in "abcde"]
     claim = {"id": "A", "measured": 5, "tests": tests, "lost": []}
-    (made,) = printed_sensitivity({"variations": [each], "claims": [claim]})["claims"]
+    (made,) = printed_sensitivity({"variations": [each], "claims": [claim], "orders": []})["claims"]
     assert (
         "5 change sides, which in 4 of these 1 seed cannot tell (?): e (+0.200 here; \u22120.100"
         " with V); a (+0.200 here; \u22120.100? with V); b (+0.200 here; \u22120.100? with V); and"
@@ -411,6 +411,54 @@ def test_an_effect_of_nothing_but_rounding_is_on_no_side(world, tmp_path, monkey
     assert (found["effect"], found["turned"], found["clear"]) == (0, False, False)
     monkeypatch.chdir(Path(__file__).parents[2])
     report(world.project, "toy", world.results, tmp_path / "reports", world.config)
+
+
+@pytest.fixture
+def four_rows(world):
+    """At mini small < mid < wide < large; with twice the rate mid is above wide and large."""
+    rows = {
+        **STUDY["rows"],
+        "mid": {"label": "mid", "run": {"method": {"codes": 64}}},
+        "wide": {"label": "wide", "run": {"method": {"codes": 256}}},
+    }
+    figure = FIGURE | {"groups": {"all": ["small", "large", "mid", "wide"]}}
+    path = world.config / "studies" / "toy.yaml"
+    path.write_text(yaml.safe_dump(STUDY | {"rows": rows, "figures": [figure]}, sort_keys=False))
+    world.project = load(world.config)
+    world.seed("mid", 0, 0.6)
+    world.seed("wide", 0, 0.65)
+    world.project = load(world.config, scale="mini-fast")
+    for row, value in {"small": 0.5, "mid": 0.7, "wide": 0.6, "large": 0.65}.items():
+        world.seed(row, 0, value)
+    world.seed("mid", 1, 0.1)  # no such seed at mini, so it does not count
+    return world
+
+
+def test_the_order_of_rows_beside_that_as_chosen(four_rows):
+    """2 of 6 pairs turn: (4 - 2) / 6. Without a row there are three, which have no order."""
+    (order,) = stated(collected(four_rows))["orders"]
+    assert order["variations"] == {"mini-fast": {"rows": 4, "tau": 0.333333}}
+    assert printed(four_rows)["sensitivity"]["orders"] == [
+        "Order of rows by linear, %, beside that as chosen, over the seeds that both have"
+        " (Kendall's tau-b, 1 the same): 0.33 with twice the rate (4 rows)."
+    ]
+    four_rows.drop("wide", 0)
+    assert stated(collected(four_rows))["orders"] == []
+
+
+def test_the_notebook_recomputes_the_order(four_rows, tmp_path, monkeypatch):
+    folder = collected(four_rows)
+    monkeypatch.chdir(Path(__file__).parents[2])
+    where = four_rows.project, "toy", four_rows.results, tmp_path / "reports", four_rows.config
+    report(*where)
+    forged = stated(folder)
+    forged["orders"][0]["variations"]["mini-fast"]["tau"] = 0.5
+    (folder / "sensitivity.json").write_text(json.dumps(forged))
+    record = json.loads((folder / "collected.json").read_text())
+    record["files"]["sensitivity.json"] = files.sha256(folder / "sensitivity.json")
+    files.write_json(folder / "collected.json", record)
+    with pytest.raises(UserError, match="order of rows, linear, %, mini-fast: 0.33"):
+        report(*where)
 
 
 def test_two_scales_of_one_description_are_refused(world):

@@ -17,6 +17,7 @@ from peregrine.reporting.statistics import (
     holm,
     kendall,
     kendall_bootstrap,
+    kendall_p,
     log_slopes,
     p_value,
     paired,
@@ -140,26 +141,28 @@ def test_log_slope_is_per_tenfold():
 @pytest.mark.parametrize("y", [[1, 3, 2, 4], [1, 1, 2, 3], [2, 2, 1, 1]])
 @pytest.mark.parametrize("x", [[1, 2, 3, 4], [1, 2, 2, 3]])
 def test_kendall_p_is_the_share_of_permutations(x, y):
-    tau, p = kendall(x, y)
-    assert tau == pytest.approx(stats.kendalltau(x, y).statistic)
+    tau, p = kendall(x, y), kendall_p(x, y)
     every = [abs(stats.kendalltau(x, list(order)).statistic) for order in permutations(y)]
     assert p == pytest.approx(np.mean(np.array(every) >= abs(tau) - 1e-9))
 
 
 def test_kendall_of_a_perfect_order():
-    assert kendall([1, 2, 3, 4, 5], [10, 20, 30, 40, 50]) == (1.0, pytest.approx(2 / 120))
-    assert kendall([1, 2, 3], [5, 5, 5])[1] == 1.0
+    best = [1, 2, 3, 4, 5], [10, 20, 30, 40, 50]
+    assert (kendall(*best), kendall_p(*best)) == (pytest.approx(1), pytest.approx(2 / 120))
+    assert math.isnan(kendall([1, 2, 3], [5, 5, 5]))
+    # 6 pairs, 3 of them tied on one side; the other 3 agree: 3 / sqrt(3 * 6).
+    assert kendall([1, 2, 2, 2], [1, 3, 2, 4]) == pytest.approx(1 / math.sqrt(2))
+    with pytest.raises(ValueError, match="one length"):
+        kendall([1, 2], [1, 2, 3])
 
 
 def test_kendall_above_the_exact_size_agrees_with_the_exact_law():
     y = [2, 1, 3, 4, 6, 5, 9, 7, 8, 10]
-    tau, p = kendall(range(10), y)
     exact = stats.kendalltau(range(10), y, method="exact")
-    assert tau == pytest.approx(exact.statistic)
-    assert p == pytest.approx(exact.pvalue, abs=1e-4)
+    assert kendall_p(range(10), y) == pytest.approx(exact.pvalue, abs=1e-4)
     weak = [5, 1, 8, 2, 9, 3, 10, 7, 4, 6]
     exact = stats.kendalltau(range(10), weak, method="exact")
-    assert kendall(range(10), weak)[1] == pytest.approx(exact.pvalue, abs=0.007)
+    assert kendall_p(range(10), weak) == pytest.approx(exact.pvalue, abs=0.007)
 
 
 def test_bootstrap_over_seeds():
@@ -168,6 +171,13 @@ def test_bootstrap_over_seeds():
     # One seed of two reverses the order: drawn twice it decides, so both ends are reached.
     split = np.array([[1.0, 2.0, 3.0], [6.0, 4.0, 2.0]])
     assert kendall_bootstrap([1, 2, 3], split, draws=200) == (-1.0, 1.0)
+    # Means that differ by rounding alone are tied: (.1 + .2 + .3) / 3 and (.3 + .2 + .1) / 3.
+    tied = np.array([[0.1, 0.3, 0.9], [0.2, 0.2, 0.9], [0.3, 0.1, 0.9]])
+    # Of 27 draws 10 have more of seed 2 (tau 1/3), 7 as much of 0 and 2 (tied: 2 / sqrt 6), 10 more
+    # of seed 0 (tau 1).
+    assert kendall_bootstrap([1, 2, 3], tied) == (pytest.approx(1 / 3), 1.0)
+    middle = pytest.approx(2 / math.sqrt(6))
+    assert kendall_bootstrap([1, 2, 3], tied, level=0.1) == (middle, middle)
 
 
 # With 3 seeds: 90 % with published noise 3.372 sd, 90 % of our mean 1.686 sd, 95 % prediction

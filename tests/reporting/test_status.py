@@ -34,7 +34,7 @@ from peregrine.reporting.status import (
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     """Three seeds of `small` and of `large`, all finished by today's code."""
-    monkeypatch.setattr(fingerprint, "fingerprint", lambda step, method=None, files=(): "now")
+    monkeypatch.setattr(fingerprint, "fingerprint", lambda step, method=None: "now")
     monkeypatch.setattr(fingerprint, "parts", lambda step, method=None: PARTS)
     return World(tmp_path)
 
@@ -147,6 +147,53 @@ def test_seeds_of_other_data_than_are_prepared_here(world, here, part, named):
     assert seed.status == "stale" and values == []
     assert f"trained on other {named} images than " in seed.detail
     assert "data/toy.json names, rerun pretrain" in seed.detail
+
+
+def adopted(world, row, seed):
+    """As `adopt` leaves it: in a place of its own, with the sums of its files."""
+    here = world.folder(row, seed)
+    there = world.results / "adopted" / here.parent.name / here.name
+    there.parent.mkdir(parents=True, exist_ok=True)
+    here.rename(there)
+    found = [path for path in there.rglob("*") if path.is_file()]
+    sums = {path.relative_to(there).as_posix(): files.sha256(path) for path in found}
+    files.write_json(there / "adopted.json", {"files": sums})
+
+
+def test_what_was_adopted_is_settled_since_no_rule_makes_it(world):
+    reports = str(world.results.parent / "reports")
+    world.project = replace(world.project, config=Config(scale="mini", reports=reports))
+    page = world.results.parent / "reports/mini/index.html"
+    files.write_text(page, "")
+    for seed in range(3):
+        world.manifest("large", seed, code="before", code_parts=PARTS)
+    world.drop("small", 0, "knn")
+    assert next_step(world.project, look(world), "mini") == "snakemake"
+    for seed in range(3):
+        adopted(world, "large", seed)
+    assert [state for state, _ in of(world, "large")] == ["adopted"] * 3
+    assert of(world, "large")[0][1].startswith("older code: adopted; older code, these modules")
+    assert next_step(world.project, look(world), "mini") == "snakemake"  # makes small's knn
+    adopted(world, "small", 0)
+    adopted(world, "small", 1)
+    assert of(world, "small") == [
+        ("adopted", "incomplete: adopted; not evaluated: knn"),
+        ("done", "adopted"),
+        ("done", ""),
+    ]
+    assert next_step(world.project, look(world), "mini") == f"open {page}"
+    # Mixed by what was adopted: only its own seed could be made again.
+    for seed in (0, 1):
+        path = world.results / "adopted" / world.folder("small", 0).parent.name / f"seed-{seed}"
+        manifest = files.read_json(path / "manifest.json") | {"code": f"before {seed}"}
+        files.write_json(path / "manifest.json", manifest)
+        record = files.read_json(path / "adopted.json")
+        record["files"]["manifest.json"] = files.sha256(path / "manifest.json")
+        files.write_json(path / "adopted.json", record)
+    assert [state for state, _ in of(world, "small")] == ["mixed"] * 3
+    assert next_step(world.project, look(world), "mini") == "snakemake"
+    adopted(world, "small", 2)
+    assert next_step(world.project, look(world), "mini") == f"open {page}"
 
 
 def test_damage_is_a_line_and_the_rest_is_read(world):

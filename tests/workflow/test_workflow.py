@@ -152,6 +152,15 @@ def test_a_finished_run_plans_nothing_and_left_everything(finished):
     assert not list(finished.glob("results/runs/*/*/resume/last.safetensors"))
 
 
+def test_without_the_theory_no_rule_of_it_is_planned(tmp_path):
+    folder = checkout(tmp_path / "checkout")
+    main = folder / "config/config.yaml"
+    main.write_text(main.read_text() + "theory: false\n")
+    plan = planned(folder)
+    assert "Index page" in plan and plan["report"] == {"falcon", "feature_augmentation"}
+    assert not {"theory", "theory_report"} & set(plan)
+
+
 def test_a_changed_falcon_loss_reruns_falcon_and_what_hangs_on_it(finished, edit):
     edit(
         "src/peregrine/methods/falcon.py",

@@ -7,7 +7,7 @@ from snakemake.exceptions import WorkflowError
 # The models of peregrine.config, without torch: this file is read at every planning.
 sys.path.insert(0, str(Path("src").resolve()))
 
-from peregrine.config.check import READINGS
+from peregrine.config.check import EVALUATIONS, READINGS
 from peregrine.config.fingerprint import fingerprint, of_data
 from peregrine.config.identity import digest, protocol_digest
 from peregrine.config.load import load, load_config
@@ -34,6 +34,7 @@ for key, value in STEPS_SEE:
 
 SCALE = PROJECT.scale.name
 STUDIES = list(PROJECT.studies)
+THEORY_STUDY = ["theory"] if PROJECT.config.theory else []
 RESULTS = PROJECT.config.results
 RUNS = f"{RESULTS}/runs"
 REPORTS = f"{PROJECT.config.reports}/{SCALE}"
@@ -176,8 +177,7 @@ def results_of_study(wildcards):
         "manifest.json",
         "history.csv",
         *(f"corrected/{kind}-{PROTOCOL}.json" for kind in EVALUATIONS),
-        f"released/clustering-{PROTOCOL}.json",
-        *(f"{reading}/collapse-{PROTOCOL}.json" for reading in READINGS),
+        *(f"released/{kind}-{PROTOCOL}.json" for kind in ("clustering", "collapse")),
         *(f"{reading}/spectrum.csv" for reading in READINGS),
         "corrected/matrices.safetensors",
     ]
@@ -254,6 +254,3 @@ def at_once(wildcards):
     """Processes of a training job: seeds side by side, or those that share one seed."""
     run, most = PROJECT.run(wildcards.run), PROJECT.scale.processes_per_run
     return AT_ONCE * processes(run, most, len(visible_gpus()))
-
-
-EVALUATIONS = ("linear", "knn", "clustering")

@@ -87,7 +87,7 @@ rule index:
     input:
         expand(f"{RESULTS}/{SCALE}/{{study}}/collected.json", study=STUDIES),
         expand(f"{REPORTS}/{{study}}.pdf", study=STUDIES),
-        theory=f"{REPORTS}/theory.json",
+        theory=expand(f"{REPORTS}/{{study}}.json", study=THEORY_STUDY),
     output:
         page=f"{REPORTS}/index.html",
     log:

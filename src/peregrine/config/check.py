@@ -12,6 +12,8 @@ from peregrine.config.study import Figure, Study
 from peregrine.errors import UserError
 
 READINGS = ("corrected", "released")
+EVALUATIONS = ("linear", "knn", "clustering", "collapse")
+"""Evaluations of every row."""
 LAYERS = ("features", "embeddings")
 """Layers whose spectra are kept."""
 
@@ -137,15 +139,13 @@ def check_study(study: Study) -> None:
     for claim in study.claims:
         where = f"study {study.name}: claim {claim.id}"
         for test in claim.tests:
-            rows = (*test.rows, *test.against, *test.control, *test.control_against)
-            _known(where, "row", rows, study.rows)
+            _known(where, "row", test.every_row, study.rows)
             _known(where, "metric", filter(None, [test.metric, test.ceiling]), METRICS)
             _known(where, "reading", [test.reading], READINGS)
 
 
 def _rows(figure: Figure) -> Iterator[str]:
-    for rows in figure.groups.values():
-        yield from rows
+    yield from figure.rows
     if figure.untrained:
         yield figure.untrained
     yield from (*figure.baseline, *figure.baseline.values())

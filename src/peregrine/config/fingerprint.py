@@ -28,7 +28,8 @@ LEFT_OUT = (
     "peregrine.methods.registry",
 )
 REGISTRY = "peregrine.data.sources"
-STEPS = {
+# Step -> the modules that its command calls.
+ENTRY_MODULES = {
     "prepare": ("peregrine.data.prepare", "peregrine.data.acquire"),
     "pretrain": ("peregrine.pretrain.loop",),
     "extract": ("peregrine.evaluation.features",),
@@ -43,18 +44,15 @@ STEPS = {
 }
 
 
-def fingerprint(step: str, method: str | None = None, files: tuple[Path, ...] = ()) -> str:
-    """Hex digest of the code that a step runs for a method, and of `files` (templates) as bytes."""
-    digest = hashlib.sha256(_modules(step, method).encode())
-    for path in sorted(files):
-        digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()[:16]
+def fingerprint(step: str, method: str | None = None) -> str:
+    """Hex digest of the code that a step runs for a method."""
+    return hashlib.sha256(_modules(step, method).encode()).hexdigest()[:16]
 
 
 @cache
 def _modules(step: str, method: str | None) -> str:
     """A line for each module of a step. Cached: `status` asks for every file of every seed."""
-    modules = STEPS[step] + ((method_target(method)[0],) if method else ())
+    modules = ENTRY_MODULES[step] + ((method_target(method)[0],) if method else ())
     return "".join(f"{module} {module_digest(module)}\n" for module in sorted(closure(modules)))
 
 
@@ -74,7 +72,7 @@ def of_data(name: str) -> str:
                 todo.append(defined[node.id])
     taken = [found for node in used.values() for found in _imported(node)]
     digest = hashlib.sha256()
-    for module in sorted(closure((*STEPS["prepare"], *filter(_counts, taken)))):
+    for module in sorted(closure((*ENTRY_MODULES["prepare"], *filter(_counts, taken)))):
         digest.update(f"{module} {module_digest(module)}\n".encode())
     for key in sorted(used):
         digest.update(f"{key} {serialise(used[key])}\n".encode())
@@ -104,7 +102,7 @@ def _names(node: ast.stmt) -> list[str]:
 
 def parts(step: str, method: str | None = None) -> dict[str, str]:
     """Digest per module, to say which ones differ from those of an older result."""
-    modules = STEPS[step] + ((method_target(method)[0],) if method else ())
+    modules = ENTRY_MODULES[step] + ((method_target(method)[0],) if method else ())
     return {module: module_digest(module) for module in sorted(closure(modules))}
 
 

@@ -14,7 +14,7 @@ from peregrine.config.check import check_study
 from peregrine.config.detection import DetectionFile, Planned, check_backbone, plan
 from peregrine.config.expand import expand
 from peregrine.config.identity import run_id
-from peregrine.config.models import Config, Model, Protocol, Run, Scale, StudyOverlay
+from peregrine.config.models import Config, Protocol, Run, Scale, StudyOverlay
 from peregrine.config.options import method_options
 from peregrine.config.reading import check_name, known_names, merge, read_yaml, validate
 from peregrine.config.scales import multiplied, read_scale, scales_like
@@ -285,7 +285,6 @@ def schema() -> dict:
 
 __all__ = [
     "Cell",
-    "Model",
     "Project",
     "load",
     "merge",

@@ -367,6 +367,9 @@ class Config(Model):
     studies: tuple[Name, ...] = Field(
         ("falcon", "feature_augmentation"), min_length=1, description="Files of config/studies/."
     )
+    theory: bool = Field(
+        True, description="Whether FALCON's loss is minimised and reported without data too."
+    )
     sources: dict[Name, SourceSpec] = Field(
         {}, description="Data set -> where its raw files are, if not in the common folder."
     )

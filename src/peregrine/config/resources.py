@@ -58,7 +58,7 @@ NEEDS = {
     "evaluate": Needs(2000, 1, False),
     "diagnose": Needs(2000, 1, False),
 }
-STEPS = tuple(NEEDS)
+RUN_STEPS = tuple(NEEDS)
 """Of every run, in their order."""
 COMMANDS = {"detection": "detect"}
 """Commands of extra evaluations that are called otherwise."""

@@ -99,12 +99,16 @@ class Figure(Model):
         {}, description="gain: row -> row whose own gain is taken off, an interaction."
     )
 
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The rows of its groups, each once."""
+        return tuple(dict.fromkeys(row for group in self.groups.values() for row in group))
+
     def gains(self, over: Mapping[str, str]) -> dict[str, str]:
         """Its baselines, as those of a table; only kinds that draw baselines have any."""
         if self.kind not in ("gain", "metric_by_row"):
             return self.baseline
-        rows = [row for group in self.groups.values() for row in group]
-        out = {row: over[row] for row in rows if row in over} | self.baseline
+        out = {row: over[row] for row in self.rows if row in over} | self.baseline
         if self.kind == "gain" and not out:
             raise ValueError(f"figure {self.id}: baseline says over which row each gain is drawn")
         return out | {row: over[row] for row in self.control.values() if row in over}
@@ -145,6 +149,12 @@ class Test(Model):
         description="What a collapsed or NaN seed of these rows makes of the test; as measured:"
         " a seed that left its value counts with it, one that left none makes it undecided.",
     )
+
+    @property
+    def every_row(self) -> tuple[str, ...]:
+        """All rows that it names, each once."""
+        every = (*self.rows, *self.against, *self.control, *self.control_against)
+        return tuple(dict.fromkeys(every))
 
     @model_validator(mode="after")
     def _complete(self) -> "Test":

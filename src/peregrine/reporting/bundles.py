@@ -28,6 +28,7 @@ from peregrine.config.identity import run_id
 from peregrine.config.load import Cell, Project, read_yaml, validate
 from peregrine.config.models import Model, Run
 from peregrine.errors import UserError, refusal
+from peregrine.frozen import FEATURES
 from peregrine.places import (
     ADOPTED,
     adopted_folder,
@@ -37,14 +38,12 @@ from peregrine.places import (
     retire,
     seed_folder,
 )
+from peregrine.reporting.evaluations import MATRICES
 from peregrine.reporting.records import FAILED, read_seed
 
 INDEX = "bundle.json"
 RECORDS = ("outcome.json", "manifest.json", "run.yaml", "history.csv", "timing.csv")
 WEIGHTS = ("backbone.safetensors", "method.safetensors")
-MATRICES = "corrected/matrices.safetensors"
-FEATURES = "features.safetensors"
-"""Never packed: large, and made again from the weights."""
 
 SEED = r"(?P<run>[a-z0-9][a-z0-9_.+-]{0,150})/seed-(?P<seed>\d{1,9})"
 NAME = re.compile(rf"{SEED}/(?:(?:corrected|released)/)?[A-Za-z0-9][A-Za-z0-9_.+-]{{0,100}}")
@@ -141,6 +140,7 @@ def _of_seed(place: Path, weights: bool) -> Iterator[tuple[str, Path]]:
         if (place / name).is_file():
             yield name, place / name
     for reading in ("corrected", "released"):
+        # Features are never packed: large, and made again from the weights.
         for file in sorted((place / reading).glob("*")):
             if file.name != FEATURES and not file.name.startswith(".") and file.is_file():
                 yield f"{reading}/{file.name}", file

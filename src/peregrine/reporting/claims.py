@@ -172,7 +172,7 @@ def measured(claim: Claim, evidence: Evidence) -> list[Finding]:
 
 def _present(test: Test, evidence: Evidence) -> bool:
     """Whether the scale runs any row of a test."""
-    return any(row in evidence.cells for row in _named(test))
+    return any(row in evidence.cells for row in test.every_row)
 
 
 def _reason(claim: Claim, findings: Sequence[Finding]) -> Iterator[str]:
@@ -200,7 +200,7 @@ def _barred(claim: Claim, here: Sequence[Test], evidence: Evidence) -> str:
     """Why the claim cannot be 'supported' at this scale, whatever its seeds say."""
     if claim.not_run:
         return "a part of it has no test"
-    gaps = [test for test in here if set(_named(test)) - set(evidence.cells) and not test.any_row]
+    gaps = [test for test in here if set(test.every_row) - set(evidence.cells) and not test.any_row]
     if not gaps or claim.any_test:
         return ""
     tests = "1 of its tests" if len(gaps) == 1 else f"{len(gaps)} of its tests"
@@ -241,8 +241,8 @@ def _p(finding: Finding) -> float:
 
 def _measured(test: Test, evidence: Evidence) -> Iterator[Finding]:
     """A test's number for each seed; above and below judge every row by itself."""
-    here = [row for row in _named(test) if row in evidence.cells]
-    absent = [row for row in _named(test) if row not in evidence.cells]
+    here = [row for row in test.every_row if row in evidence.cells]
+    absent = [row for row in test.every_row if row not in evidence.cells]
     remark = f"not run at scale {evidence.scale}" if absent else ""
     if absent and here:
         remark += f": {', '.join(absent)}"
@@ -274,11 +274,6 @@ def _measured(test: Test, evidence: Evidence) -> Iterator[Finding]:
     else:
         values = contrast(test, lambda row: _series(test, row, evidence))
         yield _counted(replace(finding, values=values), evidence)
-
-
-def _named(test: Test) -> list[str]:
-    every = (*test.rows, *test.against, *test.control, *test.control_against)
-    return list(dict.fromkeys(every))
 
 
 def _series(test: Test, row: str, evidence: Evidence) -> dict[int, float]:

@@ -16,6 +16,7 @@ from peregrine.errors import UserError
 from peregrine.reporting.claims import judge
 from peregrine.reporting.figures import draw_figures
 from peregrine.reporting.noise import write_noise
+from peregrine.reporting.ordering import write_orderings
 from peregrine.reporting.published import published_of
 from peregrine.reporting.records import Evidence, Measurement, SeedRun, read_records
 from peregrine.reporting.sensitivity import write_sensitivity
@@ -27,7 +28,7 @@ def collect(project: Project, study: str, results: Path, config: Path = Path("co
 
     Then collected.json, which holds the sums of all of them. Where there are replicates of its
     seeds, noise.csv and noise_floor.csv too; where scales are like this one, sensitivity.csv and
-    sensitivity.json.
+    sensitivity.json; where rows of a table have a published order, ordering.csv.
 
     Args:
         project: the configuration, at one scale.
@@ -64,6 +65,7 @@ def collect(project: Project, study: str, results: Path, config: Path = Path("co
     for path in (folder / "tables").glob("*.csv"):
         if path not in written:  # of a table that the study has no longer
             path.unlink()
+    written += write_orderings(plan.tables, evidence, folder)
     written += write_noise(project, study, results, records, folder)
     written += write_sensitivity(project, plan, results, config, evidence)
     written += draw_figures(project, study, results)

@@ -22,6 +22,7 @@ from peregrine.reporting.document_claims import printed_claim, printed_sd_range
 from peregrine.reporting.document_sensitivity import has_values, printed_sensitivity
 from peregrine.reporting.figures import pictures
 from peregrine.reporting.noise import FLOOR, PAIRS, printed_noise
+from peregrine.reporting.ordering import ORDERS, printed_ordering
 from peregrine.reporting.published import Cells, Published, published_of
 from peregrine.reporting.scope import Rows, left_out, measured, shown_figures, shown_tables
 from peregrine.reporting.sensitivity import COMPARED, VALUES
@@ -51,6 +52,7 @@ class Collected:
     pairs: list[Line] = field(default_factory=list)
     floor: list[Line] = field(default_factory=list)
     elsewhere: list[Line] = field(default_factory=list)
+    orders: list[Line] = field(default_factory=list)
     compared: dict[str, Any] = field(default_factory=dict)
 
 
@@ -69,7 +71,7 @@ def read_study(folder: Path) -> Collected:
     tables = {Path(name).stem: lines(name) for name in record["files"] if "tables/" in name}
     claims = json.loads((folder / "claims.json").read_text(encoding="utf-8"))
     there = record["files"]
-    more = [lines(name) if name in there else [] for name in (PAIRS, FLOOR, VALUES)]
+    more = [lines(name) if name in there else [] for name in (PAIRS, FLOOR, VALUES, ORDERS)]
     compared = json.loads((folder / COMPARED).read_text("utf-8")) if COMPARED in there else {}
     return Collected(folder, record, lines("runs.csv"), claims, tables, *more, compared)
 
@@ -271,6 +273,10 @@ def _table(
         "rows": rows,
         "notes": notes,
         "remarks": remarks,
+        "ordering": printed_ordering(
+            [line for line in collected.orders if line["table"] == table.id],
+            other_setup=any(line["verdict"] == "other set-up" for line in lines),
+        ),
         "sources": sorted({line["published_source"] for line in lines} - {""}),
     }
 

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 
 from peregrine.config.load import Project, read_yaml, validate
 from peregrine.config.models import BackboneSpec, Run
-from peregrine.config.resources import IMAGES, OTHER_IMAGES
+from peregrine.config.resources import COMMANDS, IMAGES, OTHER_IMAGES, RUN_STEPS
 from peregrine.data.sources import SOURCES
 from peregrine.errors import UserError
 from peregrine.files import read_json
+from peregrine.frozen import EXTRA
 
 FAR = 30
 """Times as many operations, or as few, from which a rate says nothing: operations are not what
@@ -30,7 +31,7 @@ Flops = Callable[[BackboneSpec, int, int], float]
 """(backbone, channels, side in px) -> operations of a pass forward of one image."""
 
 GREY = ("digits", "fashion_mnist")
-STEPS = ("extract", "evaluate", "diagnose", "robustness", "detect")
+AFTER_TRAINING = (*RUN_STEPS[1:], *(COMMANDS.get(each, each) for each in EXTRA))
 """Steps after training whose seconds Snakemake has written down."""
 
 
@@ -258,7 +259,7 @@ def evaluation_seconds(project: Project, results: Path) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for name, run in project.runs().items():
         total = 0.0
-        for step in STEPS:
+        for step in AFTER_TRAINING:
             folder = results / "benchmarks" / step
             # A job for each seed, of which some may still be to come, or one for all of them.
             each = [_spent(path) for path in folder.glob(f"{name}.seed-*.tsv")] or [

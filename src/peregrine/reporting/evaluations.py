@@ -12,12 +12,12 @@ from typing import Any
 
 from peregrine import files
 from peregrine.config import fingerprint
-from peregrine.config.check import READINGS
+from peregrine.config.check import EVALUATIONS, READINGS
 from peregrine.errors import UserError
 from peregrine.frozen import EXTRA, NOT_AVAILABLE, STEPS
 
-EVALUATIONS = ("linear", "knn", "clustering", "collapse")
-"""Evaluations of every row."""
+MATRICES = "corrected/matrices.safetensors"
+"""What `diagnose` leaves beside the collapse evaluation for figures of matrices and maps."""
 SECTIONS = {
     ("linear", "all"): "linear",
     ("linear", "few"): "few",

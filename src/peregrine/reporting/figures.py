@@ -89,8 +89,7 @@ def draw_figures(project: Project, study: str, results: Path) -> list[Path]:
 
 
 def _rows(figure: Figure) -> Iterator[str]:
-    for rows in figure.groups.values():
-        yield from rows
+    yield from figure.rows
     if figure.untrained:
         yield figure.untrained
 

@@ -13,11 +13,9 @@ from peregrine.config.load import Cell
 from peregrine.config.study import Panel
 from peregrine.errors import UserError
 from peregrine.places import seed_folder
-from peregrine.reporting.evaluations import verify
+from peregrine.reporting.evaluations import MATRICES, verify
 from peregrine.reporting.records import Records
 from peregrine.reporting.sensitivity import Elsewhere
-
-MATRICES = "corrected/matrices.safetensors"
 
 SUMS = {"spectrum.csv": "spectrum_sha256", "matrices.safetensors": "matrices_sha256"}
 """File -> key of the collapse evaluation that was written with it, where its sum stands."""

@@ -231,7 +231,7 @@ def _contrasts(tests: Iterable[Test], cells: Mapping[str, Cell]) -> Iterator[Tes
     seen = set()
     for test in tests:
         rows = (test.rows, test.against, test.control, test.control_against)
-        named = {row for part in rows for row in part}
+        named = set(test.every_row)
         if (
             test.kind in COMPARING
             and test.metric in MAIN

@@ -12,7 +12,7 @@ from peregrine.reporting.marks import Box, Source
 
 
 def _first(figure: Figure, source: Source) -> tuple[str, int, dict, bytes] | None:
-    for row in (row for rows in figure.groups.values() for row in rows):
+    for row in figure.rows:
         found = source.detections(row)
         if found:
             return (source.cells[row].label, *found)

@@ -55,6 +55,7 @@ def report(
         "seeds": list(scale.seeds),
     }
     parts = {
+        "ordering": collected.orders,
         "noise": collected.pairs,
         "no-noise": not collected.pairs,
         "sensitivity": "sensitivity" in data["printed"],
@@ -110,8 +111,9 @@ def index(project: Project, results: Path, reports: Path, kinds: Iterable[str] =
             f"<p>{len(project.of(name))} runs; {_text(tally(collected.runs))}.</p>",
             _verdicts(collected.claims),
         ]
-    if (reports / scale.name / "theory.json").is_file():
-        body += _theory(files.read_json(reports / scale.name / "theory.json")["printed"])
+    theory = reports / scale.name / "theory.json"
+    if project.config.theory and theory.is_file():  # else of before it was switched off
+        body += _theory(files.read_json(theory)["printed"])
     text = page(f"Peregrine, {scale.name}", "\n".join(body))
     files.write_text(reports / scale.name / "index.html", text)
 

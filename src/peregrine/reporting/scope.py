@@ -45,9 +45,8 @@ def shows_table(table: Table, cells: Rows, published: Cells) -> bool:
 
 def shows_figure(figure: Figure, cells: Rows) -> bool:
     """Likewise; over an option, two of its values must be run: one point shows no course."""
-    rows = [row for group in figure.groups.values() for row in group]
     metrics = [panel.metric for panel in figure.panels]
-    own = _own(rows, figure.baseline, measured(metrics, cells))
+    own = _own(figure.rows, figure.baseline, measured(metrics, cells))
     if figure.option:
         return len({cells[row].option(figure.option) for row in own}) > 1
     return bool(own)
@@ -88,7 +87,7 @@ def _way(figure: Figure) -> tuple:
 def _drawn(figure: Figure, cells: Rows) -> set[tuple]:
     return {
         (row, figure.baseline.get(row), panel.metric, panel.reading)
-        for row in (row for group in figure.groups.values() for row in group)
+        for row in figure.rows
         for panel in figure.panels
         if row in cells
     }

@@ -19,6 +19,7 @@ from peregrine.config.models import Run
 from peregrine.config.study import Claim, Study, Test
 from peregrine.errors import UserError
 from peregrine.reporting.claims import Finding, measured
+from peregrine.reporting.ordering import agreement, mean_of
 from peregrine.reporting.published import read_csv
 from peregrine.reporting.records import Evidence, read_records
 from peregrine.reporting.statistics import Estimate, estimate, paired
@@ -76,7 +77,8 @@ def write_sensitivity(
         variations.append(_variation(other, evidence, found[name]))
     files.write_csv(paths[0], Elsewhere._fields, lines)
     claims = [compared(claim, evidence, found) for claim in study.claims]
-    everything = {"variations": variations, "claims": claims}
+    orders = [*_orders(study, evidence, found)]
+    everything = {"variations": variations, "claims": claims, "orders": orders}
     files.write_text(paths[1], json.dumps(everything, indent=1) + "\n")
     return paths
 
@@ -103,16 +105,47 @@ def _changed(rows: Iterable[str], here: Evidence, there: Evidence) -> list[str]:
     return [row for row in both if is_another(here.cells[row], there.cells[row])]
 
 
+def _drawn(study: Study) -> dict[tuple[str, str], tuple[str, dict[str, None]]]:
+    """(metric, reading) of the study's figures of this kind -> label, and the rows drawn of it."""
+    drawn: dict[tuple[str, str], tuple[str, dict[str, None]]] = {}
+    for figure in study.figures:
+        for panel in figure.panels if figure.kind == "sensitivity" else ():
+            _, rows = drawn.setdefault((panel.metric, panel.reading), (panel.label, {}))
+            rows |= dict.fromkeys(figure.rows)
+    return drawn
+
+
+def _orders(
+    study: Study, here: Evidence, there: Mapping[str, Evidence]
+) -> Iterator[dict[str, Any]]:
+    """Of each drawn metric tau-b between rows here and at each variation that has four or more.
+
+    Rows that it changes, their means over the seeds that both have; no p, as nobody expects rows
+    trained again to come in any order.
+    """
+    for (metric, reading), (label, rows) in _drawn(study).items():
+        variations = {}
+        for name, other in there.items():
+            pairs = []
+            for row in _changed(rows, here, other):
+                ours, theirs = (e.records.values(row, metric, reading) for e in (here, other))
+                if shared := ours.keys() & theirs.keys():
+                    pairs.append([mean_of(x[s] for s in sorted(shared)) for x in (ours, theirs)])
+            tau = agreement(*zip(*pairs, strict=True)) if pairs else None
+            if tau is not None:
+                variations[name] = {"rows": len(pairs), "tau": rounded(tau)}
+        if variations:
+            found = {"metric": metric, "reading": reading, "label": label}
+            yield found | {"variations": variations}
+
+
 def _lines(study: Study, other: Project, here: Evidence, there: Evidence) -> Iterator[Elsewhere]:
     """The numbers that the study's figures of this kind show of changed rows, each once."""
-    drawn = dict.fromkeys(
-        (row, panel.metric, panel.reading)
-        for figure in study.figures
-        if figure.kind == "sensitivity"
-        for panel in figure.panels
-        for rows in figure.groups.values()
+    drawn = [
+        (row, *measured)
+        for measured, (_, rows) in _drawn(study).items()
         for row in _changed(rows, here, there)
-    )
+    ]
     for row, metric, reading in drawn:
         label = study.rows[row].label
         for seed, value in sorted(there.records.values(row, metric, reading).items()):
@@ -286,7 +319,7 @@ def _lost(
     """
     metrics: dict[str, list[str]] = {}
     for test in claim.tests:
-        for row in (*test.rows, *test.against, *test.control, *test.control_against):
+        for row in test.every_row:
             metrics.setdefault(row, []).append(test.metric)
     for row in _changed(metrics, here, there):
         entry = {"variation": there.scale, "row": row, "label": there.cells[row].label}

@@ -28,7 +28,7 @@ from peregrine import files
 from peregrine.config import fingerprint
 from peregrine.config.detection import DetectionFile
 from peregrine.config.load import Cell, Project, load, read_yaml, validate
-from peregrine.config.resources import COMMANDS, STEPS
+from peregrine.config.resources import COMMANDS, RUN_STEPS
 from peregrine.errors import UserError
 from peregrine.places import ADOPTED, adopted_folder, is_adopted
 from peregrine.reporting.bundles import adopt
@@ -313,7 +313,7 @@ def _runs(project: Project, results: Path) -> dict[str, Any]:
             "seeds": seeds[run],
             "commands": [
                 f"python -m peregrine prepare {data}",
-                *(f"python -m peregrine {step} {options}" for step in (*STEPS, *extra)),
+                *(f"python -m peregrine {step} {options}" for step in (*RUN_STEPS, *extra)),
             ],
         }
     return out

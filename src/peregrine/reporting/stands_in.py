@@ -50,6 +50,11 @@ def backbone_text(run: Run) -> str:
     return f"{named(spec.name)}, width {spec.width}" if spec.name == "resnet8" else named(spec.name)
 
 
+def rate_text(run: Run) -> str:
+    """The peak learning rate as used, after scaling by batch / 256."""
+    return f"{run.optimizer.lr * run.batch_size / 256:g}"
+
+
 def _data(run: Run) -> str:
     data = run.dataset
     how = [DATA.get(data.name, "").format(run.views[0].size)]
@@ -109,7 +114,7 @@ FACTS: dict[str, Callable[[Run], str]] = {
     "batch size": lambda run: str(run.batch_size),
     "epochs": lambda run: str(run.epochs),
     "optimiser": lambda run: run.optimizer.name,
-    "learning rate (effective)": lambda run: f"{run.optimizer.lr * run.batch_size / 256:g}",
+    "learning rate (effective)": rate_text,
     "warm-up, epochs": lambda run: f"{run.optimizer.warmup_epochs:g}",
     "learning rate of the first step": lambda run: f"{run.optimizer.warmup_start:g}",
     "weight decay": lambda run: f"{run.optimizer.weight_decay:g}",

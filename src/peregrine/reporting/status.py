@@ -15,7 +15,7 @@ from typing import NamedTuple
 from peregrine.config.load import Cell, Project
 from peregrine.errors import UserError
 from peregrine.files import read_tensors
-from peregrine.places import own_folder, seed_folder
+from peregrine.places import is_adopted, own_folder, seed_folder
 from peregrine.reporting.records import FAILED, SeedRun, judged, read_seed
 
 STATES = {
@@ -24,6 +24,7 @@ STATES = {
     "stopped": "has a checkpoint, from which it goes on",
     "to evaluate": "trained, but an evaluation is missing",
     "failed": "collapsed or ended in NaN; a result, counted as failed",
+    "adopted": "adopted, and of older code, stale or without an evaluation: stays as it is",
     "older code": "made by code that has changed since",
     "stale": "evaluations of other weights, data or protocol, or trained on other data",
     "mixed": "seeds that differ in data or code and are not averaged",
@@ -63,10 +64,11 @@ def states(project: Project, studies: Sequence[str], results: Path) -> list[Seed
 
 
 def _row(project: Project, cell: Cell, results: Path) -> list[SeedState]:
-    read, damaged = [], {}
+    read, damaged, brought = [], {}, set()
     for seed in project.scale.seeds:
         try:
             place = seed_folder(results, cell.id, seed)
+            brought |= {seed} if is_adopted(place) else set()
             read.append(read_seed(place, cell, seed, project, look=True)[:2])
         except UserError as error:
             damaged[seed] = str(error)
@@ -76,13 +78,18 @@ def _row(project: Project, cell: Cell, results: Path) -> list[SeedState]:
         if seed in damaged:
             state, detail = "damaged", damaged[seed]
         else:
-            state, detail = _state(found[seed], own_folder(results, cell.id, seed), cell.run.epochs)
+            own, adopted = own_folder(results, cell.id, seed), seed in brought
+            state, detail = _state(found[seed], own, cell.run.epochs, adopted=adopted)
         out.append(SeedState(cell.study, cell.row, cell.label, cell.id, seed, state, detail))
     return out
 
 
-def _state(seed: SeedRun, place: Path, epochs: int) -> tuple[str, str]:
-    """(state, detail) of a seed that could be read."""
+def _state(seed: SeedRun, place: Path, epochs: int, *, adopted: bool) -> tuple[str, str]:
+    """(state, detail) of a seed that could be read.
+
+    Args:
+        place: where it is made here, which an adopted one was not.
+    """
     trained = (place / "outcome.json").is_file()
     if held(place / LOCK):
         return "running", _reached(place, epochs)
@@ -90,6 +97,8 @@ def _state(seed: SeedRun, place: Path, epochs: int) -> tuple[str, str]:
         return "done", seed.detail
     if seed.status in FAILED:
         return "failed", f"{seed.status}: {seed.detail}"
+    if adopted and seed.status != "mixed":
+        return "adopted", f"{seed.status}: {seed.detail}"
     if seed.status == "incomplete" and trained:
         return "to evaluate", seed.detail
     if seed.status in ("incomplete", "missing"):
@@ -129,9 +138,15 @@ def next_step(project: Project, seeds: Sequence[SeedState], default_scale: str) 
         return f"do what the lines on damaged files say, then {command}"
     if count["running"]:
         return f"wait; logs stand in {project.config.results}/logs/pretrain"
-    if count["done"] + count["failed"] == len(seeds) and page.is_file():
+    if all(map(_settled, seeds)) and page.is_file():
         return f"open {page}"
     return command
+
+
+def _settled(seed: SeedState) -> bool:
+    """Whether no rule makes anything of it any more: none touches what was adopted."""
+    brought = seed.state == "mixed" and "adopted" in seed.detail.split("; ")
+    return seed.state in ("done", "failed", "adopted") or brought
 
 
 def as_text(project: Project, seeds: Sequence[SeedState], step: str) -> str:

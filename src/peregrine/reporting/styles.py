@@ -59,7 +59,7 @@ def styles(study: Study, cells: Mapping[str, Cell]) -> Styles:
             families.setdefault(name, {}).update(dict.fromkeys(rows))
     lines = [figure for figure in study.figures if figure.kind in LINES]
     # In the order of the figures, so that the rows of one figure are neighbours in every cycle.
-    named = dict.fromkeys(row for each in lines for rows in each.groups.values() for row in rows)
+    named = dict.fromkeys(row for each in lines for row in each.rows)
     left = [row for row in named if row in cells]
     untrained = [row for row in left if not cells[row].run.epochs]
 

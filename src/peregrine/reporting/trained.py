@@ -11,7 +11,7 @@ from peregrine.data.sources import SOURCES
 from peregrine.errors import UserError
 from peregrine.files import read_json
 from peregrine.reporting.estimate import part_of
-from peregrine.reporting.stands_in import backbone_text, follows
+from peregrine.reporting.stands_in import backbone_text, follows, rate_text
 from peregrine.reporting.words import named
 
 UNKNOWN = "\u2013"
@@ -165,7 +165,7 @@ FACTS: dict[str, Callable[[Setting], str]] = {
     "batch": _batch,
     "steps": lambda it: _count(steps(it.run, it.images)),
     "optimiser": lambda it: OPTIMIZERS[it.run.optimizer.name],
-    "learning rate": lambda it: f"{it.run.optimizer.lr * it.run.batch_size / 256:g}",
+    "learning rate": lambda it: rate_text(it.run),
     "weight decay": lambda it: f"{it.run.optimizer.weight_decay:g}",
     "codes c": _option("codes"),
     "embedding": _option("embedding"),
