@@ -53,7 +53,7 @@ def printed_sd_range(seeds: int) -> str:
 def _state(claim: Mapping[str, Any]) -> str:
     """What stands beside the verdict: 'interim: ...; tests: 1 contradicted, 3 supported'."""
     votes = {kind: n for kind, n in claim["votes"].items() if kind != "not run"}
-    out = ["interim: planned seeds are missing"] if claim["interim"] else []
+    out = ["interim: planned seeds are missing"] if claim["interim"] and votes else []
     if len(votes) > 1:
         out.append("tests: " + ", ".join(f"{n} {kind}" for kind, n in sorted(votes.items())))
     if claim["barred"] and votes:
