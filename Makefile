@@ -45,7 +45,7 @@ published: $(VENV)/installed  ## reports/published/ from its bundles: SCALE=cpu 
 readme: $(VENV)/installed  ## README.md's verdicts from a finished demo and from reports/published/
 	python tools/readme.py
 
-lock:  ## requirements.lock and the conda environments from pyproject.toml; needs uv
+lock:  ## requirements.lock and the conda environments from pyproject.toml, pins kept; needs uv
 	$(PYTHON) tools/lock.py
 
 # Snakemake's notes of what it made stay as long as that does: without them a changed parameter of a

@@ -2,11 +2,14 @@
 
 The lock is universal (Linux and macOS, CPython 3.11 to 3.13), carries hashes and no index address.
 The conda files take python and pip from conda-forge and everything else from the same pins.
+Pins stay as they are as long as pyproject.toml allows; `--upgrade` takes the newest of all.
 Needs `uv` on PATH.
 """
 
 import re
+import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -22,10 +25,12 @@ ENVIRONMENTS = {
 }
 
 
-def compile_lock() -> str:
+def compile_lock(upgrade: bool) -> str:
     """Output of uv for the project and its development tools."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "requirements.lock"
+        if not upgrade:
+            shutil.copy(LOCK, out)  # uv prefers what it finds there
         command = ["uv", "pip", "compile", "pyproject.toml", "--group", "dev", "--universal"]
         command += ["--python-version", "3.11", "--generate-hashes", "--no-emit-index-url"]
         command += ["--no-header", "--no-annotate", "-q", "-o", str(out)]
@@ -46,7 +51,7 @@ def environment(purpose: str, requirements: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    text = HEADER + compile_lock()
+    text = HEADER + compile_lock(upgrade="--upgrade" in sys.argv[1:])
     LOCK.write_text(text, encoding="utf-8")
     for name, purpose in ENVIRONMENTS.items():
         (ROOT / name).write_text(environment(purpose, pins(text)), encoding="utf-8")

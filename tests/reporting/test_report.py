@@ -8,6 +8,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pikepdf
 import pytest
 
 from peregrine import files
@@ -68,6 +69,15 @@ def cell_of(printed, table: int, row: str, column: str) -> dict:
     table = printed["tables"][table]
     [line] = [line for line in table["rows"] if line["label"] == row]
     return line["cells"][table["columns"].index(column)]
+
+
+def test_the_pdf_keeps_the_tags_that_screen_readers_need_and_packs_them(made):
+    with pikepdf.open(io.BytesIO(made["pdf"])) as pdf:
+        assert pdf.Root.MarkInfo.Marked
+        [document] = pdf.Root.StructTreeRoot.K
+        assert document.S == "/Document" and len(document.K) > 10
+        packed = [each for each in pdf.objects if isinstance(each, pikepdf.Dictionary)]
+        assert len(packed) > made["pdf"].count(b" obj")
 
 
 def test_a_second_report_elsewhere_has_the_same_bytes(made, copy):
