@@ -10,6 +10,7 @@ from peregrine.config.study import Claim, Study
 from peregrine.config.study import Test as Declared
 from peregrine.errors import UserError
 from peregrine.reporting.claims import judge
+from peregrine.reporting.document_claims import printed_claim
 from peregrine.reporting.records import Evidence, Measurement, Records, SeedRun
 
 CODES = {"a": 16, "b": 256, "c": 4096, "d": 16384}
@@ -373,6 +374,15 @@ def test_a_verdict_without_all_planned_seeds_is_interim():
     assert result["interim"] is True
     result = judge(claim(asked("above")), evidence(values, {("a", 2): "collapsed"}))
     assert result["interim"] is False  # it will not come
+
+
+def test_a_report_calls_a_verdict_interim_and_never_one_that_was_not_run():
+    labels = {"a": "A"}
+    measured = judge(claim(asked("above")), evidence({"a": {"m": HIGH[:2]}}, {("a", 2): "missing"}))
+    assert "interim" in printed_claim(measured, "", labels)["state"]
+    without = judge(claim(asked("above")), evidence({"a": {"m": []}}, {("a", 2): "missing"}))
+    assert (without["verdict"], without["interim"]) == ("not run @demo", True)
+    assert printed_claim(without, "", labels)["state"] == ""
 
 
 def test_a_claim_with_an_untested_part_is_never_supported():
