@@ -107,3 +107,10 @@ def test_links_of_the_sources_lead_somewhere():
         assert len(local) >= 5, path.name
         for target in local:
             assert (path.parent / target).is_file(), f"{path.name} links to {target}"
+
+
+def test_no_decision_stands_twice():
+    text = (ROOT / "docs/decisions.md").read_text(encoding="utf-8")
+    decisions = re.findall(r"^\*\*(.*?)\*\*", text, re.MULTILINE | re.DOTALL)
+    assert len(decisions) > 50
+    assert [name for name in decisions if decisions.count(name) > 1] == []
