@@ -57,7 +57,10 @@ def block(root: Path) -> str:
         lines += [explained(table, below), ""]
     again = "`make demo`, `make published` for the other columns" if others else "`make demo`"
     lines += [f"To regenerate: {again}, then `make readme`.", ""]
-    lines += [f"Statements of FALCON's theory, by minimisation without a backbone: {counted}."]
+    lines += [
+        "Statements of FALCON's theory ([worded here](config/theory.yaml)), by minimisation without"
+        f" a backbone: {counted}."
+    ]
     return "\n".join(lines) + "\n"
 
 

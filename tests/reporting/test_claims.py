@@ -385,6 +385,15 @@ def test_a_report_calls_a_verdict_interim_and_never_one_that_was_not_run():
     assert printed_claim(without, "", labels)["state"] == ""
 
 
+def test_a_report_says_which_rows_count_once():
+    values = {"a": {"m": LOW}, "b": {"m": LOW}, "c": {"m": HIGH}}
+    tests = [asked("above", "c", threshold=0.3), asked("above", "ab", threshold=0.3, any_row=True)]
+    printed = printed_claim(found(tests, values), "", {})
+    assert "one where one is enough: 1 contradicted, 1 supported" in printed["state"]
+    notes = [test["note"] for test in printed["tests"]]
+    assert ["one such row is enough" in note for note in notes] == [False, True, True]
+
+
 def test_a_claim_with_an_untested_part_is_never_supported():
     result = found([asked("above")], {"a": {"m": HIGH}}, not_run="the other half has no rows")
     assert result["tests"][0]["verdict"] == "supported"

@@ -13,5 +13,5 @@ def test_long_lists_end_in_a_count():
 
 def test_numbers_have_a_true_minus_and_no_negative_zero():
     assert fixed(-1.26, 1) == "\u22121.3"
-    assert fixed(-0.04, 1, signed=True) == "+0.0"
+    assert fixed(-0.04, 1, signed=True) == fixed(0.04, 1, signed=True) == "0.0"
     assert plain([1, 0.5, "all"]) == "1, 0.5, all"

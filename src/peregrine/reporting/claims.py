@@ -112,6 +112,7 @@ class Finding:
             "p": rounded(self.p),
             "detectable": rounded(self.detectable),
             "threshold": self.test.threshold,
+            "any_row": self.test.any_row,
             "seeds": len(self.values),
             "missing": self.missing,
             "failed": self.failed,

@@ -7,7 +7,7 @@ recomputes. Both stand in reports/{scale}/{study}.json, so no number is typed tw
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,19 @@ from peregrine.frozen import NOT_AVAILABLE
 from peregrine.reporting.chance import TEST_SETS
 from peregrine.reporting.collect import read_collected
 from peregrine.reporting.document_claims import printed_claim, printed_sd_range
+from peregrine.reporting.document_protocol import printed_edge, printed_knobs
 from peregrine.reporting.document_sensitivity import has_values, printed_sensitivity
 from peregrine.reporting.figures import pictures
 from peregrine.reporting.noise import FLOOR, PAIRS, printed_noise
 from peregrine.reporting.ordering import ORDERS, printed_ordering
 from peregrine.reporting.published import Cells, Published, published_of
+from peregrine.reporting.records import from_csv
 from peregrine.reporting.scope import Rows, left_out, measured, shown_figures, shown_tables
 from peregrine.reporting.sensitivity import COMPARED, VALUES
 from peregrine.reporting.stands_in import stands_in, unverified
 from peregrine.reporting.tables import overlaid
 from peregrine.reporting.trained import trained
-from peregrine.reporting.words import NO_BREAK, fixed, listed, named, plain, prose
+from peregrine.reporting.words import NO_BREAK, fixed, listed, named, prose
 
 REFERENCES = ("_chance", "_ceiling", "/n_train")
 """Metrics that end so are what others are held against: they have no gain of their own."""
@@ -134,9 +136,8 @@ def document(project: Project, study: Study, collected: Collected, config: Path)
             "runs": _runs(collected.runs),
             "noise": printed_noise(collected.pairs, collected.floor, scale),
             "protocol": project.scale.protocol,
-            "knobs": [
-                [named(key.replace("_", " ")), plain(value)] for key, value in _knobs(project)
-            ],
+            "knobs": printed_knobs(project),
+            "edge": printed_edge(from_csv(collected.folder), cells),
             "files": [
                 item
                 for item in sorted(collected.record["files"].items())
@@ -145,21 +146,6 @@ def document(project: Project, study: Study, collected: Collected, config: Path)
         }
         | ({"sensitivity": sensitivity} if sensitivity else {}),
     }
-
-
-def _knobs(project: Project) -> Iterator[tuple[str, Any]]:
-    """What was fixed before results: the protocol, and the detection where one is run."""
-    for key, value in project.protocol.model_dump(mode="json").items():
-        inner = value.items() if isinstance(value, dict) else ()
-        yield from ((f"{key} {name}", number) for name, number in inner)
-        if not inner:
-            yield key, value
-    if project.detection is not None:
-        yield "detection", project.detection.name
-        for part in (project.detection.chosen.data, project.detection.chosen.detection):
-            for key, value in part.model_dump(mode="json").items():
-                if value not in (None, [], ""):
-                    yield f"detection {key}", value
 
 
 def _check(project: Project, study: Study, collected: Collected) -> None:

@@ -55,7 +55,9 @@ def _state(claim: Mapping[str, Any]) -> str:
     votes = {kind: n for kind, n in claim["votes"].items() if kind != "not run"}
     out = ["interim: planned seeds are missing"] if claim["interim"] and votes else []
     if len(votes) > 1:
-        out.append("tests: " + ", ".join(f"{n} {kind}" for kind, n in sorted(votes.items())))
+        once = any(test.get("any_row") for test in claim["tests"])
+        counted = "tests, any number of rows as one where one is enough: " if once else "tests: "
+        out.append(counted + ", ".join(f"{n} {kind}" for kind, n in sorted(votes.items())))
     if claim["barred"] and votes:
         out.append(f"cannot be supported at this scale, as {claim['barred']}")
     return "; ".join(out)
@@ -116,6 +118,8 @@ def _test_notes(test: Mapping[str, Any], said: set[int | str]) -> Iterator[str]:
             said.add(part)
         elif not part.startswith(("undecided", "contradicted")):
             yield part
+    if test.get("any_row"):
+        yield "one such row is enough"
     if test["levels"]:
         times, decimals, _ = unit_of(test)
         means = ", ".join(fixed(times * mean, decimals) for _, mean in test["levels"])

@@ -111,6 +111,8 @@ def _over_option(figure: Figure, marks: pd.DataFrame, styles: Styles) -> Canvas:
         ax.xaxis.set_major_locator(FixedLocator(ticks))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        if ticks[-1] >= 1e4:  # five digits beside four do not fit
+            ax.tick_params(axis="x", labelsize=6)
         ax.set_xlim(ticks[0] / 2, ticks[-1] * 3)
         ax.set_title(panel.label)
         _within_percent(panel, ax.get_ylim, ax.set_ylim)
@@ -224,7 +226,7 @@ def _spectrum(figure: Figure, marks: pd.DataFrame, styles: Styles) -> Canvas:
         for value in sorted(set(mine.loc[mine["kind"] == "level", "value"])):
             ax.axhline(value, color="black", ls=":", lw=1.2, label="isotropic")
         ax.set_yscale("log")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         ax.set_title(panel.label)
         ax.set_xlabel("principal direction")
         if panel.reading == "released":

@@ -49,9 +49,9 @@ def listed(names: Sequence[str], most: int = 6) -> str:
 
 
 def fixed(number: float, decimals: int, *, signed: bool = False) -> str:
-    """Fixed decimals with a true minus sign; never a negative zero."""
+    """Fixed decimals with a true minus sign; what rounds to zero has no sign."""
     rounded = round(number, decimals) + 0.0
-    return f"{rounded:{'+' if signed else ''}.{decimals}f}".replace("-", "\u2212")
+    return f"{rounded:{'+' if signed and rounded else ''}.{decimals}f}".replace("-", "\u2212")
 
 
 def plain(value: Any) -> str:
