@@ -87,6 +87,14 @@ def test_a_file_that_is_no_scale_stops_no_other(tiny_config):
     assert load(tiny_config).variations == ("other",)
 
 
+def test_a_further_look_is_no_variation(tiny_config):
+    other_scale(tiny_config, like="tiny", seeds=[0, 1, 2], looks=2)
+    assert load(tiny_config).variations == ()
+    look, first = load(tiny_config, scale="other"), load(tiny_config)
+    assert look.scale.looks == 2
+    assert [cell.id for cell in look.cells] == [cell.id for cell in first.cells]  # same seeds serve
+
+
 def test_a_factor_may_miss_a_whole_number_by_rounding(tiny_config):
     edit(tiny_config, SCALE, run={"epochs": 100})
     other_scale(tiny_config, like="tiny", times={"epochs": 1.1})

@@ -1,6 +1,7 @@
 """Verdicts of claims from constructed seeds: every kind of test, every verdict, every reason."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from pydantic import ValidationError
@@ -270,6 +271,20 @@ def test_tests_of_a_claim_are_corrected_together():
     assert [test["p"] for test in both["tests"]] == pytest.approx([2 * p, 2 * p], abs=1e-6)
     # The power is that of the stricter level, so more tests need a larger effect.
     assert both["tests"][0]["detectable"] > alone["tests"][0]["detectable"]
+
+
+def test_every_look_asks_as_much_as_another_test():
+    sd = 0.1 * math.sqrt(3) / 5
+    values = {"a": {"m": [0.1 - sd, 0.1, 0.1 + sd]}}  # p .0377
+    once = judge(claim(asked("above")), evidence(values))
+    twice = judge(claim(asked("above")), replace(evidence(values), looks=2))
+    assert (once["verdict"], twice["verdict"]) == ("supported @demo", "undecided @demo")
+    assert twice["tests"][0]["p"] == pytest.approx(2 * (1 - 5 / math.sqrt(27)), abs=1e-6)
+    assert twice["tests"][0]["interval"] == once["tests"][0]["interval"]
+    both = found([asked("above", "ab")], values | {"b": values["a"]})
+    assert twice["tests"][0]["detectable"] == both["tests"][0]["detectable"]
+    wide = replace(evidence({"a": {"m": WIDE}}), looks=9)
+    assert judge(claim(asked("above", threshold=0.3)), wide)["tests"][0]["p"] == 1.0
 
 
 def test_undecided_says_what_would_have_been_seen():

@@ -387,7 +387,8 @@ print(f"{len(orders)} columns: all equal to ordering.csv")
 # ## Claims, recomputed
 # Every test becomes one number per seed, and a two-sided t test of these numbers against the
 # declared threshold; for "equivalent", where the mean lies within +- the threshold, two one-sided
-# tests, of which the larger p counts. The p values of one claim are corrected together (Holm).
+# tests, of which the larger p counts. The p values of one claim are corrected together (Holm), and
+# multiplied by the number of looks at the verdicts while seeds came.
 #
 # | kind | the number of a seed |
 # |---|---|
@@ -475,7 +476,7 @@ def holm(p):
     out, before = {}, 0.0
     for rank, (key, value) in enumerate(sorted(p.items(), key=lambda item: item[1])):
         before = out[key] = min(1.0, max(before, (len(p) - rank) * value))
-    return out
+    return {key: min(1.0, declared["looks"] * value) for key, value in out.items()}
 
 
 def test_verdict(test, x, failed, p):

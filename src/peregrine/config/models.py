@@ -265,6 +265,11 @@ class Scale(Model):
         None, description="A scale over which this one is laid: it says what differs from it."
     )
     seeds: tuple[int, ...] = Field(min_length=1)
+    looks: int = Field(
+        1,
+        ge=1,
+        description="How often verdicts were looked at while seeds came; corrected like tests.",
+    )
     seeds_per_job: Literal["all", "one"] = "one"
     seeds_together: int = Field(
         1, ge=1, le=64, description="Trained at a time by a job that takes all seeds."

@@ -30,13 +30,14 @@ def read_scale(path: Path) -> Scale:
 
 
 def scales_like(path: Path) -> Iterator[str]:
-    """The names of the scales beside `path` that are like it, sorted.
+    """Names of the scales beside `path` that vary it, sorted: like it, and no further look.
 
     A file that cannot be read says so when it is asked for, and stops no other scale.
     """
     for other in _beside(path):
         with suppress(UserError):
-            if read_yaml(other).get("like") == path.stem:
+            data = read_yaml(other)
+            if data.get("like") == path.stem and data.get("looks", 1) == 1:
                 yield other.stem
 
 

@@ -167,8 +167,9 @@ def judge(claim: Claim, evidence: Evidence) -> dict[str, Any]:
 
 
 def measured(claim: Claim, evidence: Evidence) -> list[Finding]:
-    """What the seeds say on each test of a claim, corrected for their number."""
-    return _corrected([f for test in claim.tests for f in _measured(test, evidence)])
+    """What the seeds say on each test of a claim, corrected for the number of tests and looks."""
+    findings = [f for test in claim.tests for f in _measured(test, evidence)]
+    return _corrected(findings, evidence.looks)
 
 
 def _present(test: Test, evidence: Evidence) -> bool:
@@ -220,16 +221,16 @@ def _combined(verdicts: Sequence[str], any_test: bool) -> str:
     return "supported" if kinds == {"supported"} else "undecided"
 
 
-def _corrected(findings: Sequence[Finding]) -> list[Finding]:
-    """The findings of a claim with their p values, corrected together."""
+def _corrected(findings: Sequence[Finding], looks: int) -> list[Finding]:
+    """The findings of a claim with their p values, corrected together, times the looks."""
     tested = [f for f in findings if len(f.values) > 1]
-    p_values = iter(holm([_p(finding) for finding in tested]))
+    p_values = (min(1.0, looks * p) for p in holm([_p(finding) for finding in tested]))
     out = []
     for finding in findings:
         if len(finding.values) > 1:
-            # The smallest p is held against alpha / m, so the power is computed at that level.
+            # The smallest p is held against alpha / (tests x looks): the power is of this level.
             smallest = equal_within if finding.test.kind == "equivalent" else detectable
-            shown = smallest(finding.found.sd, finding.found.n, alpha=ALPHA / len(tested))
+            shown = smallest(finding.found.sd, finding.found.n, alpha=ALPHA / (len(tested) * looks))
             finding = replace(finding, p=next(p_values), detectable=shown)
         out.append(finding)
     return out

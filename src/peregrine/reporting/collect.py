@@ -50,7 +50,9 @@ def collect(project: Project, study: str, results: Path, config: Path = Path("co
     cells = project.of(study)
     records = read_records(project, study, results)
     changed = overlaid(project, plan, config)
-    evidence = Evidence(plan, cells, records, published, scale.name, scale.protocol, changed)
+    evidence = Evidence(
+        plan, cells, records, published, scale.name, scale.protocol, changed, scale.looks
+    )
 
     folder = results / scale.name / study
     written = [folder / "metrics.csv", folder / "runs.csv", folder / "claims.json"]

@@ -94,7 +94,7 @@ def document(project: Project, study: Study, collected: Collected, config: Path)
     sensitivity = printed_sensitivity(collected.compared) if collected.compared else None
     return {
         "declared": _declared(study, cells, published, labels, tables, figures)
-        | {"overlaid": sorted(overlaid(project, study, config))},
+        | {"overlaid": sorted(overlaid(project, study, config)), "looks": project.scale.looks},
         "printed": {
             "title": prose(study.title),
             "paper": study.paper,
@@ -103,6 +103,7 @@ def document(project: Project, study: Study, collected: Collected, config: Path)
             "scale_description": prose(project.scale.description),
             "stands_in": stands_in(project, study, config) + unverified(collected.runs),
             "seeds": tally(collected.runs),
+            "looks": project.scale.looks,
             "sd_range": printed_sd_range(len(project.scale.seeds)),
             "trained": trained(cells, config, collected.folder.parents[1]),
             "claims": [

@@ -141,6 +141,7 @@ class Evidence:
     scale: str
     protocol: str
     overlaid: frozenset[str] = frozenset()  # rows whose run scale paper changes
+    looks: int = 1  # at the verdicts, while seeds came
 
     def unplanned(self, metric: str) -> str:
         """Why no row at all is to have a metric; empty where one is."""
