@@ -152,6 +152,13 @@ def test_what_is_not_run_is_left_out_and_named(printed, made, collected):
     assert {"tables/beyond.csv", "figures/data/beyond.csv"} < set(names)
 
 
+def seeds_of(printed, label):
+    """What the provenance says of a row's seeds."""
+    runs = printed["runs"]
+    [row] = [row for row in runs["rows"] if row["label"] == label]
+    return row["cells"][runs["columns"].index("seeds")]
+
+
 def test_missing_failed_and_mixed_seeds_are_shown(printed, made):
     assert cell_of(printed, 0, "Toy, c = 64", "linear")["seeds"] == "2 of 3 seeds, 1 failed"
     assert cell_of(printed, 0, "Toy, c = 256", "few")["seeds"] == "2 of 3 seeds"
@@ -159,8 +166,7 @@ def test_missing_failed_and_mixed_seeds_are_shown(printed, made):
     assert cell_of(printed, 0, "Toy, c = 1024", "few")["ours"] == "not run"
     assert printed["seeds"] == "10 of 15 seeds finished, 1 missing, 3 mixed, 1 NaN"
     assert "2 of 3 seeds" in made["html"].decode()
-    [run] = [run for run in printed["runs"] if run["label"] == "Toy, c = 64"]
-    assert run["seeds"].startswith("0, 1 finished; 2 NaN")
+    assert seeds_of(printed, "Toy, c = 64").startswith("0, 1 finished; 2 NaN")
 
 
 def test_cells_print_ours_beside_the_published_number(printed):
@@ -185,8 +191,7 @@ def test_a_reading_that_a_method_does_not_have_is_not_available(printed):
     assert cell_of(printed, 0, "Toy, c = 1024", "released NMI")["ours"] == "not run"
     assert cell_of(printed, 0, "Toy <mixed> & odd", "released NMI")["ours"] == "mixed"
     assert cell_of(printed, 0, "Toy, c = 16", "online")["absent"] is False
-    [run] = [run for run in printed["runs"] if run["label"] == "Toy, c = 16"]
-    assert run["seeds"] == "0, 1, 2 finished"
+    assert seeds_of(printed, "Toy, c = 16") == "0, 1, 2 finished"
 
 
 def test_every_kind_of_cell_verdict_is_recomputed(printed):
@@ -390,7 +395,7 @@ def test_what_stands_in_names_files_that_are_not_the_official_ones(copy, printed
     study = world.project.study("toy")
     said = document(world.project, study, read_study(copy.folder), world.config)["printed"]
     assert said["stands_in"][-1] == ["files of the data", "official", note]
-    assert note in said["runs"][0]["seeds"]
+    assert note in seeds_of(said, said["runs"]["rows"][0]["label"])
 
 
 def test_a_part_of_the_data_is_described(collected):

@@ -24,6 +24,7 @@ from peregrine.reporting.document_sensitivity import has_values, printed_sensiti
 from peregrine.reporting.figures import pictures
 from peregrine.reporting.noise import FLOOR, PAIRS, printed_noise
 from peregrine.reporting.ordering import ORDERS, printed_ordering
+from peregrine.reporting.provenance import printed_runs
 from peregrine.reporting.published import Cells, Published, published_of
 from peregrine.reporting.records import from_csv
 from peregrine.reporting.scope import Rows, left_out, measured, shown_figures, shown_tables
@@ -134,7 +135,7 @@ def document(project: Project, study: Study, collected: Collected, config: Path)
                     for line in collected.tables[table.id]
                 }
             ),
-            "runs": _runs(collected.runs),
+            "runs": printed_runs(collected.runs),
             "noise": printed_noise(collected.pairs, collected.floor, scale),
             "protocol": project.scale.protocol,
             "knobs": printed_knobs(project),
@@ -325,32 +326,3 @@ def _chance_text(known: Published | None, decimals: int) -> str:
     if known.chance is None:
         return "its codes not stated"
     return f"random codes {fixed(known.chance, decimals)} (c = {known.codes})"
-
-
-def _runs(lines: Sequence[Line]) -> list[dict[str, str]]:
-    """One entry a row: its run, what became of each seed, and what made its numbers."""
-    rows: dict[str, list[Line]] = {}
-    for line in lines:
-        rows.setdefault(line["row"], []).append(line)
-
-    def shared(seeds: list[Line], key: str) -> str:
-        return ", ".join(sorted({line[key] for line in seeds} - {""})) or "\u2013"
-
-    out = []
-    for seeds in rows.values():
-        states: dict[tuple[str, str], list[str]] = {}
-        for line in seeds:
-            states.setdefault((line["status"], line["detail"]), []).append(line["seed"])
-        outcome = "; ".join(
-            f"{', '.join(numbers)} {named(status)}" + (f" ({detail})" if detail else "")
-            for (status, detail), numbers in states.items()
-        )
-        out.append(
-            {
-                "label": seeds[0]["label"],
-                "run": seeds[0]["run"],
-                "seeds": outcome,
-                **{key: shared(seeds, key) for key in ("epoch", "code", "data", "device", "torch")},
-            }
-        )
-    return out

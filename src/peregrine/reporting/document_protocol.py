@@ -33,26 +33,31 @@ def _knobs(project: Project) -> Iterator[tuple[str, Any]]:
 def printed_edge(records: Records, cells: Mapping[str, Cell]) -> str:
     """At which rows the linear probe chose an end of its grid of C; empty where at none.
 
-    A run that several rows share is named once. There the accuracy is a lower bound: regularised
-    less, or more, the probe may do better.
+    Rows with most of their seeds there are named, the others counted, and a run that several rows
+    share stands once. There the accuracy is a lower bound: regularised less, or more, the probe may
+    do better.
     """
-    ends: dict[int, list[str]] = {1: [], -1: []}
-    seen = set()
-    for row, cell in cells.items():
-        if cell.id in seen:
-            continue
-        seen.add(cell.id)
-        chosen = records.values(row, EDGE, "corrected")
-        for end, rows in ends.items():
-            if at := sum(value == end for value in chosen.values()):
-                rows.append(f"{cell.label} ({at} of {len(chosen)})")
-    parts = [
-        f"the {which} C of the grid was chosen by validation, in as many of their seeds, at:"
-        f" {'; '.join(rows)}"
-        for which, rows in (("largest", ends[1]), ("smallest", ends[-1]))
-        if rows
-    ]
+    parts = []
+    for which, end in (("largest", 1.0), ("smallest", -1.0)):
+        most, some, seen = [], 0, set()
+        for row, cell in cells.items():
+            chosen = [*records.values(row, EDGE, "corrected").values()]
+            at = chosen.count(end)
+            if not at or cell.id in seen:
+                continue
+            seen.add(cell.id)
+            if 2 * at > len(chosen):
+                most.append(f"{cell.label} ({at} of {len(chosen)})")
+            else:
+                some += 1
+        of = [f"most seeds of {'; '.join(most)}"] if most else []
+        of += (
+            [f"some seeds of {some} {'other ' if most else ''}row{'s' * (some != 1)}"]
+            if some
+            else []
+        )
+        if of:
+            parts.append(f"Validation chose the {which} C of the grid for {', and for '.join(of)}.")
     if not parts:
         return ""
-    told = prose(". ".join(part[:1].upper() + part[1:] for part in parts))
-    return f"{told}. Beyond the grid the linear probe of these rows might have done better."
+    return prose(" ".join([*parts, "Beyond the grid the probe of these seeds might be better."]))
