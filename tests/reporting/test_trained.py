@@ -67,13 +67,19 @@ def test_rows_that_share_a_run_are_marked_and_no_other():
     assert cells["dino"].id.endswith(by_label(table)["DINO"]["run"])
 
 
-def test_rows_of_the_other_study_differ_in_three_things_only():
+def test_rows_of_the_other_study_differ_in_few_things():
     table = trained(project("cpu").of("feature_augmentation"), CONFIG, NOWHERE)
-    assert table["columns"] == ["run", "EMA start", "views"]
+    assert table["columns"] == ["run", "optimiser", "learning rate", "EMA start", "views"]
     assert "batch 256; steps 390" in table["shared"]
-    assert by_label(table)["BYOL, weak views"]["EMA start"] == "0.97"
-    assert by_label(table)["BYOL, weak views"]["views"] == "weak-weak"
-    assert by_label(table)["InfoNCE"]["EMA start"] == UNKNOWN
+    rows = by_label(table)
+    weak = rows["BYOL, weak views"]
+    assert (weak["EMA start"], weak["views"]) == ("0.97", "weak-weak")
+    assert (weak["optimiser"], weak["learning rate"]) == ("Adam", "0.002")
+    assert rows["InfoNCE"]["EMA start"] == UNKNOWN
+    # The control of the free loss has four times the rate of the rows beside it.
+    for form, rate in (("mean", "0.1"), ("free loss", "0.1"), ("mean, learning rate x 4", "0.4")):
+        row = rows[f"BYOL, NN, K = 4, {form}"]
+        assert (row["optimiser"], row["learning rate"]) == ("SGD", rate)
 
 
 def test_paper_scale_shows_nets_data_optimisers_and_accumulation():
