@@ -51,11 +51,8 @@ def printed_edge(records: Records, cells: Mapping[str, Cell]) -> str:
             else:
                 some += 1
         of = [f"most seeds of {'; '.join(most)}"] if most else []
-        of += (
-            [f"some seeds of {some} {'other ' if most else ''}row{'s' * (some != 1)}"]
-            if some
-            else []
-        )
+        if some:
+            of.append(f"some seeds of {some} {'other ' if most else ''}row{'s' * (some != 1)}")
         if of:
             parts.append(f"Validation chose the {which} C of the grid for {', and for '.join(of)}.")
     if not parts:

@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from peregrine.reporting.trained import UNKNOWN
 from peregrine.reporting.words import named
-
-NONE = "\u2013"
 
 
 def printed_runs(lines: Sequence[Mapping[str, str]]) -> dict[str, Any]:
@@ -43,7 +42,7 @@ def printed_runs(lines: Sequence[Mapping[str, str]]) -> dict[str, Any]:
 
 
 def _values(seeds: Sequence[Mapping[str, str]], key: str) -> str:
-    return ", ".join(sorted({line[key] for line in seeds} - {""})) or NONE
+    return ", ".join(sorted({line[key] for line in seeds} - {""})) or UNKNOWN
 
 
 def _computed_on(seeds: Sequence[Mapping[str, str]]) -> str:
