@@ -6,6 +6,7 @@ import lzma
 import os
 import shutil
 import tarfile
+from dataclasses import replace
 
 import pytest
 from small_world import World
@@ -117,6 +118,15 @@ def test_a_part_of_a_campaign_has_neither_adopted_seeds_nor_matrices_that_no_fig
     assert [name for name in members(part) if "matrices" in name] == [
         f"{run}/seed-0/corrected/matrices.safetensors"
     ]
+    kinds = [name.rsplit("/", 1)[1] for name in members(part) if name != INDEX]
+    assert kinds == sorted(kinds)
+    scale = home.project.scale
+    varied = replace(home.project, scale=scale.model_copy(update={"like": "other"}))
+    assert bundle(varied, home.results, part, [run], slim=True)[0] == 3
+    assert not [name for name in members(part) if "matrices" in name]
+    second = replace(varied, scale=varied.scale.model_copy(update={"looks": 2}))
+    assert bundle(second, home.results, part, [run], slim=True)[0] == 3
+    assert len([name for name in members(part) if "matrices" in name]) == 1
     # `away` has its own seeds of `large` alone, and adopts `small`.
     for seed in range(3):
         shutil.rmtree(away.folder("small", seed), ignore_errors=True)

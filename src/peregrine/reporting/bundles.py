@@ -85,7 +85,8 @@ def bundle(
 
     Args:
         own: leave out what is adopted: a bundle of one part of a campaign.
-        slim: matrices, most of a seed's bytes, of the first finished seed alone: figures show one.
+        slim: matrices, most of a seed's bytes, of the first finished seed alone, and none of a
+            variation: figures show no others.
 
     Returns:
         (number of seeds packed, a line for each that was not).
@@ -98,6 +99,7 @@ def bundle(
     for run in wanted:
         project.run(run)
     packed: dict[str, Path] = {}
+    varied = project.scale.like is not None and project.scale.looks == 1
     count, others = 0, []
     for run, cell in cells.items():
         if wanted and run not in wanted:
@@ -112,7 +114,7 @@ def bundle(
                 others.append(f"{run}, seed {seed}: {state.status}, not evaluated yet")
                 continue
             found = dict(_of_seed(place, weights))
-            if slim and seed != _shown(results, run, project.scale.seeds):
+            if slim and (varied or seed != _shown(results, run, project.scale.seeds)):
                 found.pop(MATRICES, None)
             if weights and not set(WEIGHTS) <= set(found):
                 others.append(f"{run}, seed {seed}: its weights are not here")
@@ -147,7 +149,8 @@ def _of_seed(place: Path, weights: bool) -> Iterator[tuple[str, Path]]:
 
 
 def _write(path: Path, packed: dict[str, Path], kind: Literal["metrics", "weights"]) -> None:
-    names = sorted(packed)
+    # Files of a kind lie side by side: a tenth less to store.
+    names = sorted(packed, key=lambda name: (name.rsplit("/", 1)[1], name))
     entries = {
         n: Entry(size=packed[n].stat().st_size, sha256=files.sha256(packed[n])) for n in names
     }
