@@ -251,7 +251,7 @@ def test_json_says_the_same(world):
 
 
 def test_an_unknown_study(world):
-    with pytest.raises(UserError, match="'tooy' is not in config.yaml: toy"):
+    with pytest.raises(UserError, match="'tooy' is not in config.yaml, or not at scale .*: toy"):
         states(world.project, ["tooy"], world.results)
 
 

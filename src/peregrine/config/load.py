@@ -115,7 +115,10 @@ class Project:
     def study(self, name: str) -> Study:
         """A configured study by name."""
         if name not in self.studies:
-            raise UserError(f"study '{name}' is not in config.yaml: {', '.join(self.studies)}")
+            known = ", ".join(self.studies)
+            raise UserError(
+                f"study '{name}' is not in config.yaml, or not at scale {self.scale.name}: {known}"
+            )
         return self.studies[name]
 
     def of(self, study: str) -> dict[str, Cell]:
@@ -153,6 +156,8 @@ def load(folder: Path = Path("config"), **overrides: Any) -> Project:
     studies: dict[str, Study] = {}
     cells: list[Cell] = []
     for name in config.studies:
+        if name in scale.studies and scale.studies[name].rows == ():
+            continue
         study = read_study(folder / "studies" / f"{name}.yaml")
         if not variations:  # there is nothing that they could show
             shown = tuple(each for each in study.figures if each.kind != "sensitivity")
@@ -204,7 +209,8 @@ def resolve(study: Study, scale: Scale, presets: Mapping[str, Any]) -> list[Cell
     """
     overlay = scale.studies.get(study.name, StudyOverlay())
     known = {name for name, row in study.rows.items() if not row.only or scale.name in row.only}
-    wanted = overlay.rows or tuple(name for name in study.rows if name in known)
+    all_rows = tuple(name for name in study.rows if name in known)
+    wanted = all_rows if overlay.rows is None else overlay.rows
     extra = {**study.evaluations, **overlay.evaluations}
     for row in (
         *wanted,

@@ -248,7 +248,9 @@ class Run(Model):
 
 
 class StudyOverlay(Model):
-    rows: tuple[str, ...] = Field((), description="The rows run at this scale; empty: all.")
+    rows: tuple[str, ...] | None = Field(
+        None, description="The rows run at this scale; absent: all; []: the study is left out."
+    )
     run: dict[str, Any] = Field({}, description="Laid over every run of the study.")
     row: dict[str, dict[str, Any]] = Field({}, description="Laid over one row.")
     evaluations: dict[Extra, tuple[str, ...]] = Field(
