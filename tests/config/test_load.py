@@ -188,6 +188,14 @@ def test_rows_of_a_scale(edit):
     assert "no row 'big'" in refusal(edit(SCALE, "studies/one/rows", ["big"]))
 
 
+def test_a_scale_leaves_a_study_out(edit):
+    folder = edit(SCALE, "studies/one/rows", [])
+    project = load(folder)
+    assert project.studies == {} and project.cells == ()
+    with pytest.raises(UserError, match="'one' is not in config.yaml, or not at scale tiny"):
+        project.study("one")
+
+
 def test_extra_evaluations_are_of_the_rows_that_are_run(edit):
     """Detection has no data here and is dropped; see test_detection.py."""
     asked = {"robustness": ["first", "nan"], "detection": ["nan"]}

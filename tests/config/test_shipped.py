@@ -24,7 +24,8 @@ def project(request):
 
 
 def test_every_row_resolves_on_data_that_is_registered(project):
-    assert {cell.study for cell in project.cells} == set(EVERY["studies"])
+    left_out = {"feature_augmentation"} if project.scale.name == "cpu-ten" else set()
+    assert {cell.study for cell in project.cells} == set(EVERY["studies"]) - left_out
     assert {cell.run.dataset.name for cell in project.cells} <= set(SOURCES)
 
 
