@@ -7,6 +7,7 @@ import os
 import shutil
 import tarfile
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from small_world import World
@@ -114,19 +115,23 @@ def test_a_part_of_a_campaign_has_neither_adopted_seeds_nor_matrices_that_no_fig
     for seed in range(3):
         files.write_text(home.folder("small", seed) / "corrected/matrices.safetensors", "m")
     part, rest = tmp_path / "part.tar.xz", tmp_path / "rest.tar.xz"
-    assert bundle(home.project, home.results, part, [run], slim=True)[0] == 3
-    assert [name for name in members(part) if "matrices" in name] == [
-        f"{run}/seed-0/corrected/matrices.safetensors"
-    ]
+
+    def matrices_of(project):
+        assert bundle(project, home.results, part, [run], slim=True)[0] == 3
+        return [name for name in members(part) if "matrices" in name]
+
+    assert matrices_of(home.project) == []
+    study, scale = home.project.studies["toy"], home.project.scale
+    maps = (SimpleNamespace(kind="map", rows=["small"]),)
+    drawn = replace(home.project, studies={"toy": study.model_copy(update={"figures": maps})})
+    of_the_first = [f"{run}/seed-0/corrected/matrices.safetensors"]
+    assert matrices_of(drawn) == of_the_first
+    varied = replace(drawn, scale=scale.model_copy(update={"like": "other"}))
+    assert matrices_of(varied) == []
+    second_look = varied.scale.model_copy(update={"looks": 2})
+    assert matrices_of(replace(varied, scale=second_look)) == of_the_first
     kinds = [name.rsplit("/", 1)[1] for name in members(part) if name != INDEX]
     assert kinds == sorted(kinds)
-    scale = home.project.scale
-    varied = replace(home.project, scale=scale.model_copy(update={"like": "other"}))
-    assert bundle(varied, home.results, part, [run], slim=True)[0] == 3
-    assert not [name for name in members(part) if "matrices" in name]
-    second = replace(varied, scale=varied.scale.model_copy(update={"looks": 2}))
-    assert bundle(second, home.results, part, [run], slim=True)[0] == 3
-    assert len([name for name in members(part) if "matrices" in name]) == 1
     # `away` has its own seeds of `large` alone, and adopts `small`.
     for seed in range(3):
         shutil.rmtree(away.folder("small", seed), ignore_errors=True)

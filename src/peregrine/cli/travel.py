@@ -20,8 +20,8 @@ def bundle(
         bool,
         typer.Option(
             "--slim",
-            help="Pack the large matrices of each run's first finished seed only, and none of a"
-            " variation: figures use no others.",
+            help="Pack the large matrices only where a figure shows them: of some runs' first"
+            " finished seed.",
         ),
     ] = False,
     config: Configuration = Path("config"),

@@ -44,6 +44,8 @@ from peregrine.reporting.records import FAILED, read_seed
 INDEX = "bundle.json"
 RECORDS = ("outcome.json", "manifest.json", "run.yaml", "history.csv", "timing.csv")
 WEIGHTS = ("backbone.safetensors", "method.safetensors")
+PICTURED = ("matrices", "map")
+"""Kinds of figures that show a seed's matrices."""
 
 SEED = r"(?P<run>[a-z0-9][a-z0-9_.+-]{0,150})/seed-(?P<seed>\d{1,9})"
 NAME = re.compile(rf"{SEED}/(?:(?:corrected|released)/)?[A-Za-z0-9][A-Za-z0-9_.+-]{{0,100}}")
@@ -85,8 +87,8 @@ def bundle(
 
     Args:
         own: leave out what is adopted: a bundle of one part of a campaign.
-        slim: matrices, most of a seed's bytes, of the first finished seed alone, and none of a
-            variation: figures show no others.
+        slim: matrices, most of a seed's bytes, where a figure of the scale shows them alone: of a
+            run's first finished seed, and of no variation.
 
     Returns:
         (number of seeds packed, a line for each that was not).
@@ -99,7 +101,7 @@ def bundle(
     for run in wanted:
         project.run(run)
     packed: dict[str, Path] = {}
-    varied = project.scale.like is not None and project.scale.looks == 1
+    pictured = _pictured(project) if slim else set()
     count, others = 0, []
     for run, cell in cells.items():
         if wanted and run not in wanted:
@@ -114,7 +116,7 @@ def bundle(
                 others.append(f"{run}, seed {seed}: {state.status}, not evaluated yet")
                 continue
             found = dict(_of_seed(place, weights))
-            if slim and (varied or seed != _shown(results, run, project.scale.seeds)):
+            if slim and not (run in pictured and seed == _shown(results, run, project)):
                 found.pop(MATRICES, None)
             if weights and not set(WEIGHTS) <= set(found):
                 others.append(f"{run}, seed {seed}: its weights are not here")
@@ -128,9 +130,23 @@ def bundle(
     return count, others
 
 
-def _shown(results: Path, run: str, seeds: Iterable[int]) -> int | None:
+def _pictured(project: Project) -> set[str]:
+    """The runs of which a figure shows matrices; none of a variation, which another's report shows.
+
+    A scale that is like another and no further look at it is a variation.
+    """
+    if project.scale.like is not None and project.scale.looks == 1:
+        return set()
+    runs: set[str] = set()
+    for name, study in project.studies.items():
+        shown = {row for each in study.figures if each.kind in PICTURED for row in each.rows}
+        runs |= {cell.id for row, cell in project.of(name).items() if row in shown}
+    return runs
+
+
+def _shown(results: Path, run: str, project: Project) -> int | None:
     """The first seed that has finished, here or adopted."""
-    for seed in seeds:
+    for seed in project.scale.seeds:
         path = seed_folder(results, run, seed) / "outcome.json"
         if path.is_file() and files.read_json(path).get("status") == "finished":
             return seed
