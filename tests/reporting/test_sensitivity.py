@@ -229,14 +229,16 @@ def test_a_change_is_paired_over_the_seeds_that_both_have(world):
 def test_what_turns_is_named_with_both_sizes_and_what_cannot_be_told(world):
     there(world, "mini-long", {0: (0.4, 0.8), 1: (0.42, 0.81)})
     assert sentence(world) == (
-        "1 of 1 test with a number here was repeated under 1 variation: 1 comparison of 2 shared"
+        "Supported here: of 1 test that supports it 1 was repeated, and none changes sides."
+        " 1 of 1 test with a number here was repeated under 1 variation: 1 comparison of 2 shared"
         " seeds, no effect changes sides. The interval of every change leaves 0 out; the largest is"
         " +19.50 points, large against small, with twice the epochs."
     )
     # One seed has no interval: -.1 there, .2 here.
     there(world, "mini-fast", {0: (0.6, 0.5)})
     assert sentence(world) == (
-        "1 of 1 test with a number here was repeated under 2 variations: 2 comparisons of 1 to 2"
+        "Supported here: of 1 test that supports it 1 was repeated, and 1 changes sides."
+        " 1 of 1 test with a number here was repeated under 2 variations: 2 comparisons of 1 to 2"
         " shared seeds, 1 changes sides, which 1 seed cannot tell (?): large against small (+20.00"
         " points here; \u221210.00? with twice the rate). 1 of 2 changes cannot be told from 0 by"
         " these seeds; the largest is \u221230.00 points, large against small, with twice the rate."
@@ -275,7 +277,7 @@ def test_the_table_has_effect_and_change_of_every_variation(world):
     # 12.7062 * .5 points; two of the three seeds that the scale asks for.
     change = "\u0394 +19.50 \u00b1 6.35, 2 seeds"
     assert long == {"effect": "+39.50", "change": change, "turned": False}
-    assert section["idle"].startswith("Not looked at: T2. No test of these has a number at")
+    assert section["idle"].startswith("Whether T2 depend on them is not known: no test of them")
 
 
 def test_more_variations_than_fit_stand_in_parts():
@@ -291,7 +293,8 @@ def test_more_variations_than_fit_stand_in_parts():
         for n in names
     ]
     claims = [{"id": "A", "measured": 3, "tests": [test], "lost": []}]
-    made = printed_sensitivity({"variations": each, "claims": claims, "orders": []})
+    judged = [{"id": "A", "verdict": "undecided @mini", "tests": []}]
+    made = printed_sensitivity({"variations": each, "claims": claims, "orders": []}, judged)
     parts = made["claims"][0]["parts"]
     assert [part["columns"] for part in parts] == [["v1!", "v2!", "v3!", "v4!", "v5!"], ["v6!"]]
     assert parts[1]["rows"][0]["label"] == "a \u2013 b"
@@ -313,12 +316,43 @@ def test_of_many_that_turn_the_told_ones_come_first():
     each = {"name": "v", "description": "V", "seeds": [0, 1], "rows": rows, "same": {}}
     tests = [test(label, label == "e") for label in "abcde"]
     claim = {"id": "A", "measured": 5, "tests": tests, "lost": []}
-    (made,) = printed_sensitivity({"variations": [each], "claims": [claim], "orders": []})["claims"]
+    found = {"variations": [each], "claims": [claim], "orders": []}
+    claims = [{"id": "A", "verdict": "undecided @mini", "tests": []}]
+    (made,) = printed_sensitivity(found, claims)["claims"]
     assert (
         "5 change sides, which in 4 of these 1 seed cannot tell (?): e (+0.200 here; \u22120.100"
         " with V); a (+0.200 here; \u22120.100? with V); b (+0.200 here; \u22120.100? with V); and"
         " 2 more tests, bold below."
     ) in made["sentence"]
+
+
+def test_first_it_says_whether_what_decides_the_verdict_changes_sides():
+    def test(label, *turned):
+        change = {"effect": -0.3, "interval": None, "seeds": 1}
+        it = {"effect": -0.1, "interval": None, "seeds": 1, "change": change}
+        there = {f"v{i}": it | {"turned": t, "apart": 0, "clear": 0} for i, t in enumerate(turned)}
+        given = {"label": label, "metric": "kmeans/ami", "kind": "difference", "threshold": 0.0}
+        return given | {"effect": 0.2, "variations": there}
+
+    rows = {"x": {"label": "x", "valued": [0], "lost": []}}
+    each = [
+        {"name": v, "description": v, "seeds": [0], "rows": rows, "same": {}} for v in ("v0", "v1")
+    ]
+    verdicts = dict.fromkeys("abe", "supported") | {"c": "contradicted", "d": "undecided"}
+    tests = [{"label": k, "metric": "kmeans/ami", "verdict": v} for k, v in verdicts.items()]
+    # `e` was not repeated, `d` decides nothing.
+    told = [test("a", False, True), test("b", False, False), test("c", False), test("d", True)]
+    found = {
+        "variations": each,
+        "claims": [{"id": "A", "measured": 5, "tests": told, "lost": []}],
+        "orders": [],
+    }
+    claims = [{"id": "A", "verdict": "mixed @mini", "tests": tests}]
+    (made,) = printed_sensitivity(found, claims)["claims"]
+    assert made["sentence"].startswith(
+        "Mixed here: of 3 tests that support it 2 were repeated, and 1 changes sides; of 1 test"
+        " that contradicts it 1 was repeated, and none changes sides. 4 of 5"
+    )
 
 
 @pytest.mark.parametrize(
@@ -390,11 +424,10 @@ def test_missing_seeds_of_variations_are_said_in_report_and_figure(world):
     # Three seeds of two rows; of each the last is not there.
     assert said == [
         "No result yet with twice the rate.",
-        "Seeds without a value: twice the epochs has 4 of 6 seeds"
-        " (small, c = 16, seed 2 missing; large, c = 4096, seed 2 missing).",
+        "Of every row seed 2 missing: twice the epochs.",
     ]
     picture = (collected(world) / pictures("choices")[0]).read_text()
-    for word in ("No result yet with twice the rate.", "twice the epochs has 4 of 6 seeds"):
+    for word in ("No result yet with twice the rate.", "Of every row seed 2 missing: twice the"):
         assert word in picture
     # A seed that the scale itself lacks is not made up for by one of a variation.
     world.drop("small", 0)

@@ -92,7 +92,8 @@ def document(project: Project, study: Study, collected: Collected, config: Path)
     tables = shown_tables(study.tables, cells, published)
     figures = shown_figures(study.figures, cells)
     figures = [figure for figure in figures if has_values(figure, collected.elsewhere)]
-    sensitivity = printed_sensitivity(collected.compared) if collected.compared else None
+    compared = collected.compared
+    sensitivity = printed_sensitivity(compared, collected.claims) if compared else None
     return {
         "declared": _declared(study, cells, published, labels, tables, figures)
         | {"overlaid": sorted(overlaid(project, study, config)), "looks": project.scale.looks},

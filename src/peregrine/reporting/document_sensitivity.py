@@ -25,7 +25,8 @@ ABOUT = (
     " effect, here or there, holds the threshold, or there is none."
 )
 
-IDLE = "No test of these has a number at a variation that changes one of its rows."
+IDLE = "no test of them has a number at a variation that changes one of its rows."
+DECIDED = {"supported": "support", "contradicted": "contradict"}
 
 Found = Mapping[str, Any]
 
@@ -38,8 +39,13 @@ def has_values(figure: Figure, lines: Sequence[Mapping[str, str]]) -> bool:
     return any(x["row"] in figure.rows and (x["metric"], x["reading"]) in panels for x in lines)
 
 
-def printed_sensitivity(found: Found) -> dict[str, Any] | None:
-    """The section of a report from sensitivity.json; none where no changed row has a value."""
+def printed_sensitivity(found: Found, claims: Sequence[Found]) -> dict[str, Any] | None:
+    """The section of a report from sensitivity.json; none where no changed row has a value.
+
+    Args:
+        claims: claims.json of the scale itself.
+    """
+    judged = {claim["id"]: claim for claim in claims}
     variations = found["variations"]
     if not any(line["valued"] for each in variations for line in each["rows"].values()):
         return None
@@ -50,11 +56,11 @@ def printed_sensitivity(found: Found) -> dict[str, Any] | None:
         "about": ABOUT,
         "orders": [_order(each, described) for each in found["orders"]],
         "coverage": [prose(text) for text in coverage(variations)],
-        "idle": f"Not looked at: {', '.join(idle)}. {IDLE}" if idle else "",
+        "idle": f"Whether {', '.join(idle)} depend on them is not known: {IDLE}" if idle else "",
         "claims": [
             {
                 "id": claim["id"],
-                "sentence": prose(" ".join([*_said(claim, described), *_lost(claim, described)])),
+                "sentence": prose(" ".join(_sentences(claim, judged[claim["id"]], described))),
                 "parts": [*_parts(claim["tests"], described, seeds)],
             }
             for claim in found["claims"]
@@ -72,6 +78,29 @@ def _order(each: Found, described: Mapping[str, str]) -> str:
         f"Order of rows by {each['label']}, beside that as chosen, over the seeds that both have"
         f" (Kendall's tau-b, 1 the same): {'; '.join(taus)}."
     )
+
+
+def _sentences(claim: Found, judged: Found, described: Mapping[str, str]) -> Iterator[str]:
+    yield from _behind(claim, judged)
+    yield from _said(claim, described)
+    yield from _lost(claim, described)
+
+
+def _behind(claim: Found, judged: Found) -> Iterator[str]:
+    """Of the tests that decide the verdict here, how many change sides at a variation."""
+    said = []
+    for verdict, verb in DECIDED.items():
+        mine = [(t["label"], t["metric"]) for t in judged["tests"] if t["verdict"] == verdict]
+        repeated = [t for t in claim["tests"] if (t["label"], t["metric"]) in mine]
+        turned = sum(any(it["turned"] for it in t["variations"].values()) for t in repeated)
+        if mine:
+            said.append(
+                f"of {_several(len(mine), 'test')} that {verb}{'s' * (len(mine) == 1)} it"
+                f" {len(repeated) or 'none'} {'was' if len(repeated) < 2 else 'were'} repeated,"
+                f" and {turned or 'none'} {'changes' if turned < 2 else 'change'} sides"
+            )
+    if said:
+        yield f"{judged['verdict'].partition(' @')[0].capitalize()} here: {'; '.join(said)}."
 
 
 def _said(claim: Found, described: Mapping[str, str]) -> Iterator[str]:

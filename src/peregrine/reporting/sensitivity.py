@@ -200,23 +200,30 @@ def coverage(variations: Sequence[Mapping[str, Any]], rows: Iterable[str] = ()) 
     """What variations lack of `rows`, or of all: sentences for a report or below a figure."""
     asked, none, fewer = set(rows), [], []
     same: dict[str, list[str]] = {}
+    whole: dict[str, list[str]] = {}
     for each in variations:
         changed = [line for row, line in each["rows"].items() if row in asked or not asked]
         for row, label in each["same"].items():
             if row in asked or not asked:
                 same.setdefault(label, []).append(each["description"])
-        lost = [
-            f"{line['label']}, {seeds_lost(map(tuple, line['lost']))}"
-            for line in changed
-            if line["lost"]
-        ]
         if not any(line["valued"] for line in changed):
             none += [each["description"]] * bool(changed)
-        elif lost:
+            continue
+        losses = [set(map(tuple, line["lost"])) for line in changed]
+        every = set.intersection(*losses) if len(losses) > 1 else set()
+        if every:
+            whole.setdefault(seeds_lost(sorted(every)), []).append(each["description"])
+        lost = [
+            f"{line['label']}, {seeds_lost(sorted(loss - every))}"
+            for line, loss in zip(changed, losses, strict=True)
+            if loss - every
+        ]
+        if lost:
             have = sum(len(line["valued"]) for line in changed)
             of = f"{have} of {len(changed) * len(each['seeds'])} seeds"
             fewer.append(f"{each['description']} has {of} ({listed(lost)})")
     said = [f"No result yet with {'; '.join(none)}."] if none else []
+    said += [f"Of every row {text}: {'; '.join(where)}." for text, where in whole.items()]
     said += [f"Seeds without a value: {'; '.join(fewer)}."] if fewer else []
     kept = [
         label if len(where) == len(variations) else f"{label} ({'; '.join(where)})"
