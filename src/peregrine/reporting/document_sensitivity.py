@@ -100,7 +100,9 @@ def _behind(claim: Found, judged: Found) -> Iterator[str]:
                 f" and {turned or 'none'} {'changes' if turned < 2 else 'change'} sides"
             )
     if said:
-        yield f"{judged['verdict'].partition(' @')[0].capitalize()} here: {'; '.join(said)}."
+        each = any(t.get("any_row") and t["verdict"] in DECIDED for t in judged["tests"])
+        note = " (rows of which one is enough count each)" if each else ""
+        yield f"{judged['verdict'].partition(' @')[0].capitalize()} here: {'; '.join(said)}{note}."
 
 
 def _said(claim: Found, described: Mapping[str, str]) -> Iterator[str]:
