@@ -112,7 +112,7 @@ CONFIGURATION = {
     "unknown scale": Case(
         ("pretrain", *FIRST, "--scale", "papr"), ("papr.yaml does not exist", "there are: tiny")
     ),
-    "unknown study": Case(("collect", "falcn"), ("'falcn'", "config.yaml: one")),
+    "unknown study": Case(("collect", "falcn"), ("'falcn'", "scale tiny: one")),
     "unknown study of status": Case(("status", "--study", "falcn"), ("'falcn'", "one")),
     "unknown run": Case(("evaluate", "--run", "r", "--seed", "0"), ("'r'", "scale tiny")),
     "unknown seed": Case(("evaluate", "--run", "{first}", "--seed", "7"), ("--seed 7", "(0, 1)")),
