@@ -113,23 +113,28 @@ def test_a_part_of_a_campaign_has_neither_adopted_seeds_nor_matrices_that_no_fig
 ):
     run = home.project.of("toy")["small"].id
     for seed in range(3):
-        files.write_text(home.folder("small", seed) / "corrected/matrices.safetensors", "m")
+        for name in ("matrices.safetensors", "spectrum.csv"):
+            files.write_text(home.folder("small", seed) / "corrected" / name, "m")
     part, rest = tmp_path / "part.tar.xz", tmp_path / "rest.tar.xz"
 
     def matrices_of(project):
         assert bundle(project, home.results, part, [run], slim=True)[0] == 3
         return [name for name in members(part) if "matrices" in name]
 
-    assert matrices_of(home.project) == []
+    def spectra():
+        return sum(name.endswith("spectrum.csv") for name in members(part))
+
+    assert matrices_of(home.project) == [] and spectra() == 3
     study, scale = home.project.studies["toy"], home.project.scale
     maps = (SimpleNamespace(kind="map", rows=["small"]),)
     drawn = replace(home.project, studies={"toy": study.model_copy(update={"figures": maps})})
     of_the_first = [f"{run}/seed-0/corrected/matrices.safetensors"]
     assert matrices_of(drawn) == of_the_first
     varied = replace(drawn, scale=scale.model_copy(update={"like": "other"}))
-    assert matrices_of(varied) == []
+    assert matrices_of(varied) == [] and spectra() == 0
     second_look = varied.scale.model_copy(update={"looks": 2})
     assert matrices_of(replace(varied, scale=second_look)) == of_the_first
+    assert spectra() == 3
     kinds = [name.rsplit("/", 1)[1] for name in members(part) if name != INDEX]
     assert kinds == sorted(kinds)
     # `away` has its own seeds of `large` alone, and adopts `small`.

@@ -21,7 +21,7 @@ def bundle(
         typer.Option(
             "--slim",
             help="Pack the large matrices only where a figure shows them: of some runs' first"
-            " finished seed.",
+            " finished seed; of a scale like another neither them nor spectra.",
         ),
     ] = False,
     config: Configuration = Path("config"),

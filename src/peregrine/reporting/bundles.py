@@ -46,6 +46,7 @@ RECORDS = ("outcome.json", "manifest.json", "run.yaml", "history.csv", "timing.c
 WEIGHTS = ("backbone.safetensors", "method.safetensors")
 PICTURED = ("matrices", "map")
 """Kinds of figures that show a seed's matrices."""
+SPECTRA = ("corrected/spectrum.csv", "released/spectrum.csv")
 
 SEED = r"(?P<run>[a-z0-9][a-z0-9_.+-]{0,150})/seed-(?P<seed>\d{1,9})"
 NAME = re.compile(rf"{SEED}/(?:(?:corrected|released)/)?[A-Za-z0-9][A-Za-z0-9_.+-]{{0,100}}")
@@ -88,7 +89,8 @@ def bundle(
     Args:
         own: leave out what is adopted: a bundle of one part of a campaign.
         slim: matrices, most of a seed's bytes, where a figure of the scale shows them alone: of a
-            run's first finished seed, and of no variation.
+            run's first finished seed. Of a variation, which another's report shows by its metrics,
+            neither matrices nor spectra.
 
     Returns:
         (number of seeds packed, a line for each that was not).
@@ -101,7 +103,9 @@ def bundle(
     for run in wanted:
         project.run(run)
     packed: dict[str, Path] = {}
-    pictured = _pictured(project) if slim else set()
+    # A scale that is like another and no further look at it is a variation.
+    variation = project.scale.like is not None and project.scale.looks == 1
+    pictured = _pictured(project) if slim and not variation else set()
     count, others = 0, []
     for run, cell in cells.items():
         if wanted and run not in wanted:
@@ -118,6 +122,8 @@ def bundle(
             found = dict(_of_seed(place, weights))
             if slim and not (run in pictured and seed == _shown(results, run, project)):
                 found.pop(MATRICES, None)
+            if slim and variation:
+                found = {name: file for name, file in found.items() if name not in SPECTRA}
             if weights and not set(WEIGHTS) <= set(found):
                 others.append(f"{run}, seed {seed}: its weights are not here")
                 continue
@@ -131,12 +137,7 @@ def bundle(
 
 
 def _pictured(project: Project) -> set[str]:
-    """The runs of which a figure shows matrices; none of a variation, which another's report shows.
-
-    A scale that is like another and no further look at it is a variation.
-    """
-    if project.scale.like is not None and project.scale.looks == 1:
-        return set()
+    """The runs of which a figure shows matrices."""
     runs: set[str] = set()
     for name, study in project.studies.items():
         shown = {row for each in study.figures if each.kind in PICTURED for row in each.rows}

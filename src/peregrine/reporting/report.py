@@ -85,10 +85,14 @@ def compile_pdf(template: Path, data: Path, figures: Path) -> bytes:
         except typst.TypstError as error:
             first = next(iter(str(error).splitlines()), "")
             raise UserError(f"{data}: no PDF ({first}); run collect again") from None
-    # Typst leaves the tags that screen readers need uncompressed, a third of the bytes.
+    # Typst leaves the tags that screen readers need uncompressed, a third of the bytes, and packs
+    # drawings in haste.
     packed, generate = io.BytesIO(), pikepdf.ObjectStreamMode.generate
+    pikepdf.settings.set_flate_compression_level(9)
     with pikepdf.open(io.BytesIO(pdf)) as opened:
-        opened.save(packed, object_stream_mode=generate, deterministic_id=True)
+        opened.save(
+            packed, object_stream_mode=generate, recompress_flate=True, deterministic_id=True
+        )
     return packed.getvalue()
 
 
