@@ -168,7 +168,7 @@ class World:
         for name, numbers in {
             "linear": {
                 "all": {"accuracy": accuracy, "c_grid": [0.1, 1.0], "converged": True},
-                "few": {"accuracy": accuracy - 0.2, "accuracy_sd": 0.02},
+                "few": {"accuracy": max(0.0, accuracy - 0.2), "accuracy_sd": 0.02},
             },
             "knn": {"accuracy": accuracy - 0.1},
             "clustering": {"kmeans": {"ami": 0.3, "k": 10}, "codes": None},

@@ -7,6 +7,8 @@ import os
 import shutil
 import tarfile
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import pytest
@@ -207,10 +209,27 @@ def changed(name, data):
     return lambda contents: contents | {first(contents, name): data}
 
 
+def stated(name, **entries):
+    """The first file `name` with other entries and a right sum of its content."""
+
+    def edit(contents):
+        found = json.loads(contents[first(contents, name)])
+        with TemporaryDirectory() as folder:
+            files.write_json(Path(folder, name), found | entries)
+            return changed(name, Path(folder, name).read_bytes())(contents)
+
+    return edit
+
+
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (changed("linear-standard.json", b"{}"), "damaged"),
+        (changed("linear-standard.json", b"{}"), r"xz: \S+/linear-standard.json is damaged; copy"),
+        (stated("linear-standard.json", all={"accuracy": 7.5}), "accuracy is 7.5, and a share"),
+        (stated("linear-standard.json", all={"top": 10**400}), "linear/all is too large"),
+        (stated("outcome.json", online_probe_accuracy="abc"), "lacks a usable entry"),
+        (stated("outcome.json", online_probe_accuracy=[1]), "lacks a usable entry"),
+        (stated("outcome.json", detail=["a"]), "lacks a usable entry"),
         (changed("run.yaml", b"a: [\n"), "run.yaml"),
         (changed("run.yaml", b"x" * (2**18 + 1)), "too large for a run"),
         (changed("history.csv", b"epoch\n"), "is missing or was changed"),

@@ -438,8 +438,8 @@ def test_the_notebook_recomputes_the_floor_and_all_three_print_it(noisy, tmp_pat
 def test_without_replicates_the_report_says_that_the_floor_is_unknown(collected, tmp_path):
     made = reported((collected, collected.results), collected.results, tmp_path)
     said = (
-        "Not measured at scale paper: no run was trained again with the same seed where only the"
-        " machine differs. How that is done: docs/run-it.md, The noise floor."
+        "Not measured at scale paper: no run of this study was trained again with the same seed"
+        " where only the machine differs. How that is done: docs/run-it.md, The noise floor."
     )
     page = made["html"].decode()
     assert said in page and page.count('<h2 id="Noise-floor">') == 1

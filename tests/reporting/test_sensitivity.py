@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -145,7 +146,7 @@ def test_a_row_that_a_choice_leaves_as_it_is_is_not_drawn_again(world):
     }
     (_, fast) = sorted(stated(folder)["variations"], key=lambda each: each["name"] == "mini-fast")
     assert list(fast["rows"]) == ["large"] and fast["same"] == {"small": "small, c = 16"}
-    left = "Left as it is, so not repeated: small, c = 16"
+    left = "Left as it is, so not compared: small, c = 16"
     both = stated(folder)["variations"]
     assert f"{left} (twice the rate)." in coverage(both) and f"{left}." in coverage([fast])
     assert coverage([fast], ["large"]) == []
@@ -240,12 +241,16 @@ def test_what_turns_is_named_with_both_sizes_and_what_cannot_be_told(world):
         "Supported here: of 1 test that supports it 1 was repeated, and 1 changes sides."
         " 1 of 1 test with a number here was repeated under 2 variations: 2 comparisons of 1 to 2"
         " shared seeds, 1 changes sides, which 1 seed cannot tell (?): large against small (+20.00"
-        " points here; \u221210.00? with twice the rate). 1 of 2 changes cannot be told from 0 by"
-        " these seeds; the largest is \u221230.00 points, large against small, with twice the rate."
+        " points here on these seeds; \u221210.00? with twice the rate). 1 of 2 changes cannot be"
+        " told from 0 by these seeds; the largest is \u221230.00 points, large against small, with"
+        " twice the rate."
     )
     there(world, "mini-fast", OTHER_SIDE)
     said = sentence(world)
-    assert "1 changes sides: large against small (+20.00 points here; \u221220.00 with" in said
+    assert (
+        "1 changes sides: large against small (+20.00 points here on these seeds; \u221220.00"
+        in said
+    )
     assert "within noise" not in json.dumps(printed(world))
 
 
@@ -281,12 +286,13 @@ def test_the_table_has_effect_and_change_of_every_variation(world):
 
 
 def test_more_variations_than_fit_stand_in_parts():
+    before = {"effect": 0.2, "interval": None, "seeds": 2}
     test = {"label": "a - b", "metric": "kmeans/ami", "kind": "difference", "threshold": 0.0}
     change = {"effect": 0.1, "interval": [0.0, 0.2], "seeds": 2}
-    it = {"effect": 0.3, "interval": None, "seeds": 2, "change": change}
+    it = {"effect": 0.3, "interval": None, "seeds": 2, "change": change, "as_chosen": before}
     it |= {"turned": False, "apart": False, "clear": False}
     names = [f"v{i}" for i in range(7)]
-    test |= {"effect": 0.2, "variations": dict.fromkeys(names[1:], it)}
+    test |= {"effect": 0.2, "seeds": 2, "variations": dict.fromkeys(names[1:], it)}
     rows = {"x": {"label": "x", "valued": [0, 1], "lost": []}}
     each = [
         {"name": n, "description": f"{n}!", "seeds": [0, 1], "rows": rows, "same": {}}
@@ -308,9 +314,10 @@ def test_of_many_that_turn_the_told_ones_come_first():
     def test(label, told):
         change = {"effect": -0.3, "interval": [-0.4, -0.2] if told else None, "seeds": 1 + told}
         it = {"effect": -0.1, "interval": None, "seeds": 1 + told, "change": change}
+        it["as_chosen"] = {"effect": 0.2, "interval": None, "seeds": 1 + told}
         it |= {"turned": True, "apart": told, "clear": told}
         given = {"label": label, "metric": "kmeans/ami", "kind": "difference", "threshold": 0.0}
-        return given | {"effect": 0.2, "variations": {"v": it}}
+        return given | {"effect": 0.2, "seeds": 2, "variations": {"v": it}}
 
     rows = {"x": {"label": "x", "valued": [0], "lost": []}}
     each = {"name": "v", "description": "V", "seeds": [0, 1], "rows": rows, "same": {}}
@@ -320,9 +327,9 @@ def test_of_many_that_turn_the_told_ones_come_first():
     claims = [{"id": "A", "verdict": "undecided @mini", "tests": []}]
     (made,) = printed_sensitivity(found, claims)["claims"]
     assert (
-        "5 change sides, which in 4 of these 1 seed cannot tell (?): e (+0.200 here; \u22120.100"
-        " with V); a (+0.200 here; \u22120.100? with V); b (+0.200 here; \u22120.100? with V); and"
-        " 2 more tests, bold below."
+        "5 change sides, which in 4 of these 1 seed cannot tell (?): e (+0.200 here on these seeds;"
+        " \u22120.100 with V); a (+0.200 here on these seeds; \u22120.100? with V); b (+0.200 here"
+        " on these seeds; \u22120.100? with V); and 2 more tests, bold below."
     ) in made["sentence"]
 
 
@@ -330,9 +337,10 @@ def test_first_it_says_whether_what_decides_the_verdict_changes_sides():
     def test(label, *turned):
         change = {"effect": -0.3, "interval": None, "seeds": 1}
         it = {"effect": -0.1, "interval": None, "seeds": 1, "change": change}
+        it["as_chosen"] = {"effect": 0.2, "interval": None, "seeds": 1}
         there = {f"v{i}": it | {"turned": t, "apart": 0, "clear": 0} for i, t in enumerate(turned)}
         given = {"label": label, "metric": "kmeans/ami", "kind": "difference", "threshold": 0.0}
-        return given | {"effect": 0.2, "variations": there}
+        return given | {"effect": 0.2, "seeds": 1, "variations": there}
 
     rows = {"x": {"label": "x", "valued": [0], "lost": []}}
     each = [
@@ -356,18 +364,39 @@ def test_first_it_says_whether_what_decides_the_verdict_changes_sides():
 
 
 @pytest.mark.parametrize(
-    ("kind", "threshold", "effect", "where"),
+    ("metric", "kind", "threshold", "effect", "where"),
     [
-        ("difference", 0.0, 0.1, 1),
-        ("difference", 0.0, 0.0000004, 0),
-        ("difference", -0.005, -0.006, -1),
-        ("below", 0.1, 0.05, -1),
-        ("equivalent", 0.005, -0.004, 1),
-        ("equivalent", 0.005, -0.006, -1),
+        ("kmeans/ami", "difference", 0.0, 0.1, 1),
+        ("kmeans/ami", "difference", 0.0, 0.0004, 0),  # prints as +0.000
+        ("linear/accuracy", "difference", 0.0, 0.0004, 1),  # as +0.04 points
+        ("linear/accuracy", "difference", 0.0, 0.00004, 0),
+        ("kmeans/ami", "difference", -0.005, -0.006, -1),
+        ("kmeans/ami", "below", 0.1, 0.05, -1),
+        ("kmeans/ami", "equivalent", 0.005, -0.004, 1),
+        ("kmeans/ami", "equivalent", 0.005, -0.006, -1),
     ],
 )
-def test_sides_of_a_threshold(kind, threshold, effect, where):
-    assert side(kind, threshold, effect) == where
+def test_sides_of_a_threshold(metric, kind, threshold, effect, where):
+    assert side(SimpleNamespace(metric=metric, kind=kind, threshold=threshold), effect) == where
+
+
+def test_sides_are_those_of_the_seeds_that_both_have(world):
+    """Here +.2 on two seeds and -.1 on the one that was repeated; there -.3 on that one."""
+    world.seed("large", 0, 0.4)
+    there(world, "mini-fast", {0: (0.6, 0.3)})
+    found = beside(collected(world))
+    small = {name: found["as_chosen"][name] for name in ("effect", "seeds")}
+    assert small == {"effect": -0.1, "seeds": 1}
+    assert found["change"]["effect"] == pytest.approx(-0.2) and not found["turned"]
+    assert stated(collected(world))["claims"][0]["tests"][0]["effect"] == pytest.approx(0.1)
+    (part,) = printed(world)["sensitivity"]["claims"][0]["parts"]
+    assert part["rows"][0]["here"] == "+10.00 points"
+    assert part["rows"][0]["shared"] == "1 seed: \u221210.00"
+    there(world, "mini-fast", {0: (0.3, 0.6)})
+    assert beside(collected(world))["turned"]
+    assert "large against small (\u221210.00 points here on these seeds; +30.00? with" in sentence(
+        world
+    )
 
 
 def test_what_the_choice_does_not_concern_does_not_count(world):

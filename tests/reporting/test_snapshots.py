@@ -358,6 +358,9 @@ def test_scales_like_it_and_replicates_come_along(fresh, capsys):
         **{"a.tar.xz": 6, "like/mini-fast/a.tar.xz": 6, "replicates/threads-2/a.tar.xz": 3}
     }
     assert "config/scales/mini-fast.yaml" in manifest["config"]
+    for scale in ("mini", "mini-fast"):
+        made = manifest["runs"][load(world.config, scale=scale).of("toy")["small"].id]
+        assert f" --scale {scale} --run " in made["commands"][1]
     fast["like"] = "other"
     files.write_text(world.config / "scales/mini-fast.yaml", dumped(fast))
     files.write_text(

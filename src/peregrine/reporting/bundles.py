@@ -195,7 +195,7 @@ def adopt(project: Project, results: Path, path: Path, replicate: str | None = N
     """Verify a bundle and take its seeds over into results/adopted/.
 
     A seed that has results of its own here keeps them. One that was adopted before and differs goes
-    to the attic. Nothing is kept of a bundle with a single fault.
+    to the attic. Nothing is kept of a bundle in which one of these fails.
 
     Args:
         replicate: a name under which its seeds stand beside those of the study, in
@@ -220,7 +220,15 @@ def adopt(project: Project, results: Path, path: Path, replicate: str | None = N
             index = _unpack(path, hidden)
             seeds = sorted({_seed_of(name) for name in index.files})
             for run, seed in seeds:
-                _check(project, hidden, path, index, run, seed)
+                try:
+                    _check(project, hidden, path, index, run, seed)
+                except UserError as error:
+                    what = str(error).partition("; ")[0]
+                    if str(hidden) not in what:
+                        raise
+                    # A bundle is not mended by a step that is run again.
+                    what = what.replace(f"{hidden}/", f"{path}: ")
+                    raise UserError(f"{what}; copy or make the bundle again") from None
             if replicate is not None:
                 return _place_replicate(results, hidden, replicate, seeds)
             return [_place(results, hidden, run, seed) for run, seed in seeds]

@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 from peregrine.reporting.statistics import POWER, sd_range
-from peregrine.reporting.words import NO_BREAK, fixed, listed, plain, prose
+from peregrine.reporting.words import NO_BREAK, fixed, listed, plain, prose, unit_of
 
 
 def printed_claim(
@@ -71,15 +71,6 @@ def _lacking(tests: Sequence[Sequence[str]], labels: Mapping[str, str], scale: s
     are = "1 test is" if len(tests) == 1 else f"{len(tests)} tests are"
     which = "row" if len(rows) == 1 else "rows"
     return f"{are} not run at scale {scale}, which lacks the {which} {prose(listed(rows))}."
-
-
-def unit_of(test: Mapping[str, Any]) -> tuple[float, int, str]:
-    """(factor, decimals, unit) of a test's numbers: accuracies in percent, all else as it is."""
-    per = " per tenfold" if test["kind"] == "trend" else ""
-    if test["metric"].endswith("accuracy"):
-        level = test["kind"] in ("above", "below")
-        return 100.0, 2, (" %" if level else " points") + per
-    return 1.0, 3, per
 
 
 def _test_numbers(test: Mapping[str, Any]) -> str:

@@ -4,9 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from peregrine.config.study import Figure
-from peregrine.reporting.document_claims import unit_of
 from peregrine.reporting.sensitivity import coverage
-from peregrine.reporting.words import fixed, prose
+from peregrine.reporting.words import fixed, prose, unit_of
 
 FIT = 5
 """Variations that stand side by side on a page; more go into parts below each other."""
@@ -18,8 +17,9 @@ ABOUT = (
     " A change is the effect there minus the effect here, seed by seed over the seeds that both"
     " have; its 95 % t interval asks for two of them, and with two it is as wide as 9 standard"
     " deviations to either side. Intervals are not corrected for the number of comparisons: one in"
-    " twenty leaves 0 out by chance. An effect changes sides where it is on the other side of the"
-    " threshold of its test, for a difference that of 0. A table has the effect there and, behind"
+    " twenty leaves 0 out by chance. An effect changes sides where, over the seeds that both have,"
+    " it is on the other side of the threshold of its test, for a difference of 0; as chosen, these"
+    " seeds may lie elsewhere than all do. A table has the effect there and, behind"
     " \u0394, the change with the half-width of its interval. Bold is the other side, with a"
     " question mark where the seeds cannot tell: the interval of the change holds 0, or that of an"
     " effect, here or there, holds the threshold, or there is none."
@@ -151,10 +151,20 @@ def _turned(every: Sequence[tuple], described: Mapping[str, str]) -> str:
             f" {described[name]}"
             for test, name, it in mine
         )
-        named.append(f"{label} ({_effect(mine[0][0], mine[0][0]['effect'])} here; {there})")
+        named.append(f"{label} ({_here(mine)}; {there})")
     if len(by_test) > NAMED:
         named.append(f"and {_several(len(by_test) - NAMED, 'more test')}, bold below")
     return f"{text}: {'; '.join(named)}"
+
+
+def _here(mine: Sequence[tuple]) -> str:
+    """The effect as chosen over the shared seeds; a range where those are not the same."""
+    test = mine[0][0]
+    effects = [it["as_chosen"]["effect"] for _, _, it in mine]
+    ends = dict.fromkeys(
+        _effect(test, effect, unit=False) for effect in (min(effects), max(effects))
+    )
+    return f"{' to '.join(ends)}{unit_of(test)[2]} here on these seeds"
 
 
 def _told(it: Found) -> bool:
@@ -231,12 +241,22 @@ def _parts(
                 {
                     "label": prose(test["label"]),
                     "here": _effect(test, test["effect"]),
+                    "shared": _shared(test, of),
                     "cells": [_cell(test, test["variations"].get(n), seeds[n]) for n in of],
                 }
                 for test in tests
                 if any(name in test["variations"] for name in of)
             ],
         }
+
+
+def _shared(test: Found, names: Sequence[str]) -> str:
+    """The effect as chosen over the seeds that `names` share, where here has more of them."""
+    found = [test["variations"][name]["as_chosen"] for name in names if name in test["variations"]]
+    first = found[0]
+    if any(each != first for each in found) or not 0 < first["seeds"] < test["seeds"]:
+        return ""
+    return f"{_several(first['seeds'], 'seed')}: {_effect(test, first['effect'], unit=False)}"
 
 
 def _cell(test: Found, it: Found | None, planned: int) -> dict[str, Any]:

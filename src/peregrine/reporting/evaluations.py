@@ -79,7 +79,7 @@ def read_evaluations(place: Path, origin: Origin, *, look: bool = False) -> Eval
                 out.made.add((reading, kind))
                 found = _add(out, folder / name, f"{reading}/{kind}", origin)
                 if not look:
-                    out.values += _values(found, reading, kind)
+                    out.values += _values(folder / name, found, kind)
     if out.stale:
         out.values, out.code, out.older, out.not_available = [], {}, [], []
     return out
@@ -114,12 +114,20 @@ def _add(out: Evaluations, path: Path, name: str, origin: Origin) -> dict[str, A
     return found
 
 
-def _values(found: Mapping[str, Any], reading: str, kind: str) -> Iterator[tuple[str, str, float]]:
+def _values(path: Path, found: Mapping[str, Any], kind: str) -> Iterator[tuple[str, str, float]]:
     for key, value in found.items():
-        if key not in NO_METRICS:
-            own = key if key.startswith("labels-") else f"{kind}/{key}"
-            for metric, number in numbers(SECTIONS.get((kind, key), own), value):
-                yield reading, metric, number
+        if key in NO_METRICS:
+            continue
+        own = key if key.startswith("labels-") else f"{kind}/{key}"
+        try:
+            measured = [*numbers(SECTIONS.get((kind, key), own), value)]
+        except OverflowError:
+            raise UserError(f"{path}: {own} is too large; rerun {STEPS[kind]}") from None
+        for metric, number in measured:
+            if metric.endswith("accuracy") and not 0 <= number <= 1:
+                why = f"{metric} is {number:g}, and a share lies between 0 and 1"
+                raise UserError(f"{path}: {why}; rerun {STEPS[kind]}")
+            yield path.parent.name, metric, number
 
 
 def _identified(path: Path, kind: str, origin: Origin) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -275,8 +275,8 @@ ABOUT = (
     " in points; noise.csv has every metric of every pair."
 )
 UNKNOWN = (
-    "Not measured at scale {scale}: no run was trained again with the same seed where only the"
-    " machine differs. How that is done: docs/run-it.md, The noise floor."
+    "Not measured at scale {scale}: no run of this study was trained again with the same seed where"
+    " only the machine differs. How that is done: docs/run-it.md, The noise floor."
 )
 
 

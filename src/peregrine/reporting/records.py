@@ -250,6 +250,8 @@ def read_seed(
     try:
         status, epoch, detail = outcome["status"], int(outcome["epoch"]), outcome["detail"] or ""
         online = outcome["online_probe_accuracy"]
+        if not (isinstance(detail, str) and (online is None or 0 <= float(online) <= 1)):
+            raise ValueError("detail or online_probe_accuracy")
         sums = json.dumps(manifest["data"], sort_keys=True)
         data = hashlib.sha256(sums.encode()).hexdigest()[:12]
         code, trust = str(manifest["code"]), str(bool(manifest["accept_unverified"]))
@@ -258,7 +260,7 @@ def read_seed(
         parts, owner = dict(manifest["code_parts"]), (manifest["run"], manifest["seed"])
         weights, trained_on = weights_of(outcome), data_of(outcome)
         written = dict(outcome["files"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(
             f"{place}: outcome.json or manifest.json lacks a usable entry ({error});"
             " delete the folder and rerun pretrain"

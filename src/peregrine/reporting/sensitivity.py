@@ -24,7 +24,7 @@ from peregrine.reporting.published import read_csv
 from peregrine.reporting.records import Evidence, read_records
 from peregrine.reporting.statistics import Estimate, estimate, paired
 from peregrine.reporting.tables import rounded
-from peregrine.reporting.words import listed, seeds_lost
+from peregrine.reporting.words import listed, seeds_lost, unit_of
 
 VALUES, COMPARED = "sensitivity.csv", "sensitivity.json"
 
@@ -79,7 +79,7 @@ def write_sensitivity(
     claims = [compared(claim, evidence, found) for claim in study.claims]
     orders = [*_orders(study, evidence, found)]
     everything = {"variations": variations, "claims": claims, "orders": orders}
-    files.write_text(paths[1], json.dumps(everything, indent=1) + "\n")
+    files.write_text(paths[1], json.dumps(everything) + "\n")
     return paths
 
 
@@ -156,12 +156,17 @@ def _lines(study: Study, other: Project, here: Evidence, there: Evidence) -> Ite
 def _variation(other: Project, here: Evidence, there: Evidence) -> dict[str, Any]:
     """What has become of a variation's seeds: row -> those with a value, and what the others are.
 
-    `same` are the rows that it leaves as they are.
+    A value is one that the study draws of variations or tests. `same` are the rows that the
+    variation leaves as they are.
     """
+    study = here.study
+    asked = {metric for metric, _ in _drawn(study)}
+    asked |= {test.metric for claim in study.claims for test in claim.tests}
     changed = _changed(there.cells, here, there)
     valued: dict[str, set[int]] = {}
     for m in there.records.measurements:
-        valued.setdefault(m.row, set()).add(m.seed)
+        if m.metric in asked:
+            valued.setdefault(m.row, set()).add(m.seed)
     rows = {}
     for row in changed:
         mine = set() if there.records.mixed(row) else valued.get(row, set())
@@ -229,7 +234,7 @@ def coverage(variations: Sequence[Mapping[str, Any]], rows: Iterable[str] = ()) 
         label if len(where) == len(variations) else f"{label} ({'; '.join(where)})"
         for label, where in same.items()
     ]
-    return said + ([f"Left as it is, so not repeated: {'; '.join(kept)}."] if kept else [])
+    return said + ([f"Left as it is, so not compared: {'; '.join(kept)}."] if kept else [])
 
 
 def compared(claim: Claim, here: Evidence, there: Mapping[str, Evidence]) -> dict[str, Any]:
@@ -279,33 +284,41 @@ def _as_json(found: Estimate, values: Mapping[int, float]) -> dict[str, Any]:
 def _beside(ours: Finding, other: Finding) -> dict[str, Any]:
     """A test at a variation: its effect, and by how much it differs from that here.
 
-    change: effect there minus effect here over the seeds that both have, seed by seed. apart: its
-    95 % t interval leaves 0 out. turned: the effects are on opposite sides of the threshold; for
-    equality, one within the margin and one beyond. clear: the intervals of both effects are wholly
-    on one side.
+    as_chosen: the effect here over the seeds that both have. change: effect there minus that, seed
+    by seed. apart: its 95 % t interval leaves 0 out. turned: over these seeds the effects are on
+    opposite sides of the threshold; for equality, one within the margin and one beyond. clear: the
+    intervals of both are wholly on one side.
     """
     test, values = ours.test, _values(other)
     there = _as_json(estimate(list(values.values())), values)
     shift = paired(values, _values(ours))
     change = _as_json(estimate(list(shift.values())), shift)
+    before = {seed: _values(ours)[seed] for seed in shift}
+    as_chosen = _as_json(estimate(list(before.values())), before)
     ends = change["interval"]
     sides = [
-        side(test.kind, test.threshold, rounded(e)) for e in (ours.found.mean, there["effect"])
+        side(test, mean_of(effects[seed] for seed in shift)) if shift else 0
+        for effects in (before, values)
     ]
-    clear = all(_clear(test, each) for each in (ours.interval, there["interval"]))
     return there | {
         "values": values,
+        "as_chosen": as_chosen,
         "change": change,
         "apart": bool(ends) and not ends[0] <= 0 <= ends[1],
         "turned": sides[0] * sides[1] < 0,
-        "clear": clear,
+        "clear": all(_clear(test, each["interval"]) for each in (as_chosen, there)),
     }
 
 
-def side(kind: str, threshold: float, effect: float) -> int:
-    """1 above the threshold, -1 below it; for equality 1 within the margin, -1 beyond; 0 on it."""
-    distance = threshold - abs(effect) if kind == "equivalent" else effect - threshold
-    return int(np.sign(rounded(distance)))
+def side(test: Test, effect: float) -> int:
+    """1 above the threshold, -1 below it; for equality 1 within the margin, -1 beyond.
+
+    0 where a report prints no distance from it.
+    """
+    times, decimals, _ = unit_of({"kind": test.kind, "metric": test.metric})
+    equality = test.kind == "equivalent"
+    distance = test.threshold - abs(effect) if equality else effect - test.threshold
+    return int(np.sign(round(times * distance, decimals)))
 
 
 def _clear(test: Test, interval: Sequence[float] | None) -> bool:

@@ -252,8 +252,11 @@ def _write_manifest(
     left_out: dict[str, str],
 ) -> None:
     scale = project.scale.name
+    runs: dict[str, Any] = {}
+    for each in (project, *(load(config, scale=name, detection_data={}) for name in others)):
+        runs |= {run: of for run, of in _runs(each, results).items() if run not in runs}
     used = [
-        *(f"scales/{name}.yaml" for name in (scale, *others)),
+        *(f"scales/{name}.yaml" for name in (scale, *sorted({*others, *project.variations}))),
         "presets.yaml",
         "protocols.yaml",
         *(["detection.yaml"] if project.detection else []),
@@ -275,7 +278,7 @@ def _write_manifest(
                 "check": f"make published SCALE={scale} CHECK=1",
                 "whole": f"make published SCALE={scale} CHECK=1 WHOLE=FOLDER",
             },
-            "runs": _runs(project, results),
+            "runs": runs,
             "code": {
                 "results": _codes(project, results),
                 "snapshot": {step: fingerprint.fingerprint(step) for step in ("collect", "report")},

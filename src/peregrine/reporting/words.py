@@ -70,3 +70,12 @@ def seeds_lost(lost: Iterable[tuple[str, int]]) -> str:
         f"seed{'s' if len(each) > 1 else ''} {', '.join(each)} {state}"
         for state, each in seeds.items()
     )
+
+
+def unit_of(test: Mapping[str, Any]) -> tuple[float, int, str]:
+    """(factor, decimals, unit) of a test's numbers: accuracies in percent, all else as it is."""
+    per = " per tenfold" if test["kind"] == "trend" else ""
+    if test["metric"].endswith("accuracy"):
+        level = test["kind"] in ("above", "below")
+        return 100.0, 2, (" %" if level else " points") + per
+    return 1.0, 3, per
