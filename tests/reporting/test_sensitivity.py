@@ -350,16 +350,20 @@ def test_first_it_says_whether_what_decides_the_verdict_changes_sides():
     tests = [{"label": k, "metric": "kmeans/ami", "verdict": v} for k, v in verdicts.items()]
     # `e` was not repeated, `d` decides nothing.
     told = [test("a", False, True), test("b", False, False), test("c", False), test("d", True)]
-    found = {
-        "variations": each,
-        "claims": [{"id": "A", "measured": 5, "tests": told, "lost": []}],
-        "orders": [],
-    }
-    claims = [{"id": "A", "verdict": "mixed @mini", "tests": tests}]
-    (made,) = printed_sensitivity(found, claims)["claims"]
-    assert made["sentence"].startswith(
-        "Mixed here: of 3 tests that support it 2 were repeated, and 1 changes sides; of 1 test"
-        " that contradicts it 1 was repeated, and none changes sides. 4 of 5"
+
+    def sentence_of(told):
+        claim = {"id": "A", "measured": 5, "tests": told, "lost": []}
+        found = {"variations": each, "claims": [claim], "orders": []}
+        claims = [{"id": "A", "verdict": "mixed @mini", "tests": tests}]
+        return printed_sensitivity(found, claims)["claims"][0]["sentence"]
+
+    supporting = "Mixed here: of 3 tests that support it 2 were repeated, and 1 changes sides;"
+    assert sentence_of(told).startswith(
+        f"{supporting} of 1 test that contradicts it 1 was repeated, and none changes sides. 4 of 5"
+    )
+    del told[2]  # `c`
+    assert sentence_of(told).startswith(
+        f"{supporting} of 1 test that contradicts it none was repeated. 3 of 5"
     )
 
 

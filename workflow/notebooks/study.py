@@ -575,8 +575,9 @@ if printed["left_out"]["figures"]:
 # ## What the undocumented choices are worth
 # Some rows were trained again at scales that change one choice. `sensitivity.json` has the number
 # of every seed there. Recomputed from these, to six decimals: the effect there, and the change, the
-# number there minus that here of every seed that both have, with its 95 % interval. "turned": the
-# effects are on opposite sides of the threshold; "apart": the interval of the change leaves 0 out;
+# number there minus that here of every seed that both have, with its 95 % interval; "as_chosen" is
+# the effect here over these seeds. "turned": over them the effects are on opposite sides of the
+# threshold, as far as a report prints it; "apart": the interval of the change leaves 0 out;
 # "clear": those of both effects leave the threshold out. "orders": Kendall's tau-b between rows
 # there and here. No verdict is made of any of them.
 
@@ -594,9 +595,14 @@ def by_seed(numbers):
 
 
 def side(test, effect):
-    """1 above the threshold, -1 below; of equality 1 within the margin, -1 beyond; 0 on it."""
+    """1 above the threshold, -1 below; of equality 1 within the margin, -1 beyond; 0 on it.
+
+    To the two decimals of a point, or the three of any other number.
+    """
     null = test["threshold"]
-    return np.sign(round(null - abs(effect) if test["kind"] == "equivalent" else effect - null, 6))
+    distance = null - abs(effect) if test["kind"] == "equivalent" else effect - null
+    points = test["metric"].endswith("accuracy")
+    return np.sign(round(100 * distance, 2) if points else round(distance, 3))
 
 
 def leaves_out(test, ends):
@@ -626,11 +632,14 @@ for claim in sensitivity["claims"]:
             y, change = by_seed(there["values"]), there["change"]
             assert stated_as(y, there), f"{at}, {name}: the effect is not that of its seeds"
             assert stated_as(paired(y, here), change), f"{at}, {name}: another change"
+            both, as_chosen = here.index.intersection(y.index), there["as_chosen"]
+            assert stated_as(here[both], as_chosen), f"{at}, {name}: another effect as chosen"
             ends = change["interval"]
+            sides = [side(test, x[both].mean()) if len(both) else 0 for x in (here, y)]
             words = {
-                "turned": side(test, test["effect"]) * side(test, there["effect"]) < 0,
+                "turned": sides[0] * sides[1] < 0,
                 "apart": ends is not None and not ends[0] <= 0 <= ends[1],
-                "clear": all(leaves_out(test, each["interval"]) for each in (test, there)),
+                "clear": all(leaves_out(test, each["interval"]) for each in (as_chosen, there)),
             }
             for key, word in words.items():
                 assert word == there[key], f"{at}, {name}: {key} is {there[key]}, not {word}"

@@ -94,11 +94,13 @@ def _behind(claim: Found, judged: Found) -> Iterator[str]:
         repeated = [t for t in claim["tests"] if (t["label"], t["metric"]) in mine]
         turned = sum(any(it["turned"] for it in t["variations"].values()) for t in repeated)
         if mine:
-            said.append(
+            text = (
                 f"of {_several(len(mine), 'test')} that {verb}{'s' * (len(mine) == 1)} it"
-                f" {len(repeated) or 'none'} {'was' if len(repeated) < 2 else 'were'} repeated,"
-                f" and {turned or 'none'} {'changes' if turned < 2 else 'change'} sides"
+                f" {len(repeated) or 'none'} {'was' if len(repeated) < 2 else 'were'} repeated"
             )
+            if repeated:
+                text += f", and {turned or 'none'} {'changes' if turned < 2 else 'change'} sides"
+            said.append(text)
     if said:
         each = any(t.get("any_row") and t["verdict"] in DECIDED for t in judged["tests"])
         note = " (rows of which one is enough count each)" if each else ""
