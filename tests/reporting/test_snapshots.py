@@ -352,7 +352,7 @@ def test_scales_like_it_and_replicates_come_along(fresh, capsys):
     # .2 here, -.8 there, on every seed.
     found = test["variations"]["mini-fast"]
     assert (found["turned"], found["change"]["effect"]) == (True, -1.0)
-    assert "threads-2" in (fresh.folder / "toy/noise.csv").read_text()
+    assert "threads-2" in (fresh.folder / "toy/noise_floor.csv").read_text()
     manifest = files.read_json(fresh.folder / "manifest.json")
     assert {name: each["seeds"] for name, each in manifest["bundles"].items()} == {
         **{"a.tar.xz": 6, "like/mini-fast/a.tar.xz": 6, "replicates/threads-2/a.tar.xz": 3}

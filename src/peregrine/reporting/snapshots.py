@@ -47,7 +47,7 @@ KEPT = (
     "{study}/claims.json",
     "{study}/runs.csv",
     "{study}/sensitivity.json",
-    "{study}/noise*.csv",
+    "{study}/noise_floor.csv",
     "{study}/tables/*.csv",
     "{study}/figures/*.png",
 )
